@@ -1,0 +1,103 @@
+//! What happens, in words, on its way to the user's logging.
+//!
+//! A bounded ring between those who write (any thread, never waiting) and one reader who may be slow. When the
+//! reader does not keep up, the oldest records are dropped and counted. Bodies and secrets never come here.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::job::{Job, JobId, JobType};
+
+/// Records kept for a reader that is late.
+const CAPACITY: usize = 2048;
+
+/// How loud a record is; the numbers are the verbosity at which it is first seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Verbosity {
+    /// What went wrong: always seen.
+    Errors = 0,
+    /// Each enqueue and dequeue, with id and type.
+    Jobs = 1,
+    /// What the worker does inside.
+    Worker = 2,
+    /// Each beat.
+    Beats = 3,
+}
+
+/// One line.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// How loud.
+    pub verbosity: Verbosity,
+    /// The text.
+    pub message: String,
+    /// The job it is about.
+    pub job: Option<(JobId, JobType)>,
+    /// When it happened.
+    pub at: SystemTime,
+}
+
+struct Ring {
+    records: VecDeque<Record>,
+    dropped: u64,
+}
+
+static VERBOSITY: AtomicU8 = AtomicU8::new(0);
+static RING: Mutex<Ring> = Mutex::new(Ring { records: VecDeque::new(), dropped: 0 });
+static WRITTEN: Condvar = Condvar::new();
+
+/// Sets how much is written from now on, in the whole process.
+pub fn set_verbosity(verbosity: u8) {
+    VERBOSITY.store(verbosity, Ordering::Relaxed);
+}
+
+/// Is this loudness wanted? Asked before a text is made.
+pub fn wants(verbosity: Verbosity) -> bool {
+    verbosity as u8 <= VERBOSITY.load(Ordering::Relaxed)
+}
+
+/// Writes a line if its loudness is wanted. `message` is not called otherwise.
+pub fn write(verbosity: Verbosity, job: Option<&Job>, message: impl FnOnce() -> String) {
+    if !wants(verbosity) {
+        return;
+    }
+    let job = job.map(|job| (job.id, job.job_type.clone()));
+    let record = Record { verbosity, message: message(), job, at: SystemTime::now() };
+    let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    if ring.records.len() == CAPACITY {
+        ring.records.pop_front();
+        ring.dropped += 1;
+    }
+    ring.records.push_back(record);
+    WRITTEN.notify_one();
+}
+
+/// Takes what was written, and how many records were dropped before it; waits at most `wait` for a first one.
+pub fn read(wait: Duration) -> (Vec<Record>, u64) {
+    let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut ring, _) = WRITTEN
+        .wait_timeout_while(ring, wait, |ring| ring.records.is_empty())
+        .unwrap_or_else(PoisonError::into_inner);
+    (ring.records.drain(..).collect(), std::mem::take(&mut ring.dropped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_reader_loses_the_oldest_and_is_told_how_many() {
+        set_verbosity(0);
+        write(Verbosity::Jobs, None, || unreachable!("not wanted"));
+        for number in 0..CAPACITY + 5 {
+            write(Verbosity::Errors, None, || number.to_string());
+        }
+        let (records, dropped) = read(Duration::ZERO);
+        assert_eq!((records.len(), dropped), (CAPACITY, 5));
+        assert_eq!(records[0].message, "5");
+        assert_eq!(read(Duration::from_millis(1)).1, 0);
+    }
+}

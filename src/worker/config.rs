@@ -1,0 +1,85 @@
+//! How a worker works: every default and every check, in one place.
+
+use std::num::NonZeroU32;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use super::retry::Backoff;
+use crate::backend::Options;
+use crate::error::{Error, Result};
+
+/// A lease lasts this many beats, so that a lost beat, and the one after it, do no harm.
+pub const BEATS_PER_LEASE: u32 = 3;
+
+/// Settings of a worker, checked.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Plain handlers that run at the same time. Default: the CPUs this process may use.
+    pub workers: usize,
+    /// `async def` handlers that run at the same time, on one event loop. Default 100.
+    pub async_workers: usize,
+    /// Time between beats. Default 5 s. The lease lasts three beats.
+    pub heartbeat: Duration,
+    /// A job that runs for more beats than this is stuck. Default: no limit.
+    pub max_beats: Option<u32>,
+    /// Runs of a job whose handler fails. Default 1: no redelivery.
+    pub max_attempts: NonZeroU32,
+    /// Lost leases after which a job fails as "worker lost". Default 3.
+    pub max_rescues: u32,
+    /// How long to wait before a retry.
+    pub backoff: Backoff,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            workers: available_parallelism().map_or(1, usize::from),
+            async_workers: 100,
+            heartbeat: Duration::from_secs(5),
+            max_beats: None,
+            max_attempts: NonZeroU32::MIN,
+            max_rescues: 3,
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl WorkerConfig {
+    /// Takes the options a worker knows: `workers`, `async_workers`, `heartbeat` (seconds), `max_beats`,
+    /// `max_attempts`, `max_rescues`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) naming the option and what it must be.
+    pub fn from_options(options: &mut Options) -> Result<Self> {
+        let mut config = Self::default();
+        if let Some(workers) = options.take_number("workers", 1)? {
+            config.workers = workers;
+        }
+        if let Some(workers) = options.take_number("async_workers", 1)? {
+            config.async_workers = workers;
+        }
+        // Below 10 ms the beats themselves would be the load.
+        if let Some(heartbeat) = options.take_seconds("heartbeat", Duration::from_millis(10))? {
+            config.heartbeat = heartbeat;
+        }
+        config.max_beats = options.take_number("max_beats", 1)?;
+        if let Some(attempts) = options.take_number("max_attempts", NonZeroU32::MIN)? {
+            config.max_attempts = attempts;
+        }
+        if let Some(rescues) = options.take_number("max_rescues", 0)? {
+            config.max_rescues = rescues;
+        }
+        if config.workers > 10_000 {
+            return Err(Error::config(format!(
+                "workers={} is more threads than a process should have; use async def handlers or more processes",
+                config.workers
+            )));
+        }
+        Ok(config)
+    }
+
+    /// How long a lease lasts without a beat.
+    pub fn lease(&self) -> Duration {
+        self.heartbeat * BEATS_PER_LEASE
+    }
+}

@@ -1,0 +1,188 @@
+//! A job in the hands of this worker, queued or running, and the set of all of them.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::{Lease, Leased};
+use crate::job::Job;
+
+/// Why a handler should return soon. Once set it stays; the first reason wins, but for a lost lease, which
+/// makes every other one pointless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cancel {
+    /// Go on.
+    No = 0,
+    /// No beat got through for a whole lease: another worker may have the job. Its end is still reported.
+    Expired = 1,
+    /// An operator asked for it.
+    Operator = 2,
+    /// `max_beats` are used up; the job is final already.
+    Stuck = 3,
+    /// The handler's `timeout` is over.
+    TimedOut = 4,
+    /// `stop()` has waited long enough.
+    Stopping = 5,
+    /// The store says that the lease is another worker's, or that the job is final.
+    Lost = 6,
+}
+
+impl Cancel {
+    const ALL: [Self; 7] = [
+        Self::No,
+        Self::Expired,
+        Self::Operator,
+        Self::Stuck,
+        Self::TimedOut,
+        Self::Stopping,
+        Self::Lost,
+    ];
+}
+
+/// Not started / no slot.
+const NONE: u32 = u32::MAX;
+
+/// A job in hand.
+#[derive(Debug)]
+pub struct Task {
+    /// What to run.
+    pub job: Job,
+    /// The right to run it.
+    pub lease: Lease,
+    /// Index of its handler.
+    pub handler: u32,
+    /// Index of its lane.
+    pub lane: usize,
+    cancel: AtomicU8,
+    beats: AtomicU32,
+    slot: AtomicU32,
+    /// Nanoseconds since the worker's epoch; 0 while queued.
+    started: AtomicU64,
+    /// Nanoseconds since the worker's epoch.
+    lease_until: AtomicU64,
+}
+
+impl Task {
+    /// A queued task whose lease ends at `lease_until`.
+    pub(super) fn new(leased: Leased, handler: u32, lane: usize, lease_until: u64) -> Self {
+        let lease = Lease { id: leased.job.id, token: leased.token };
+        Self {
+            job: leased.job,
+            lease,
+            handler,
+            lane,
+            cancel: AtomicU8::new(0),
+            beats: AtomicU32::new(0),
+            slot: AtomicU32::new(NONE),
+            started: AtomicU64::new(0),
+            lease_until: AtomicU64::new(lease_until),
+        }
+    }
+
+    /// Should the handler return soon, and why?
+    pub fn cancelled(&self) -> Cancel {
+        Cancel::ALL[self.cancel.load(Ordering::Relaxed) as usize]
+    }
+
+    /// Tells the handler to return soon. True when it had not been told before.
+    pub(super) fn cancel(&self, reason: Cancel) -> bool {
+        let set = |old: u8| (old == 0 || reason == Cancel::Lost).then_some(reason as u8);
+        self.cancel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set) == Ok(0)
+    }
+
+    /// A beat got through after all.
+    pub(super) fn revive(&self, lease_until: u64) {
+        self.lease_until.store(lease_until, Ordering::Relaxed);
+        let expired = Cancel::Expired as u8;
+        let _ = self.cancel.compare_exchange(expired, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(super) fn start(&self, now: u64) {
+        self.started.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// When it started; `None` while queued.
+    pub(super) fn started(&self) -> Option<u64> {
+        Some(self.started.load(Ordering::Relaxed)).filter(|&started| started > 0)
+    }
+
+    pub(super) fn lease_until(&self) -> u64 {
+        self.lease_until.load(Ordering::Relaxed)
+    }
+
+    /// Counts a beat of a running task.
+    pub(super) fn count_beat(&self) -> u32 {
+        self.beats.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The worker's own time: nanoseconds since it started, in one machine word.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    epoch: Instant,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { epoch: Instant::now() }
+    }
+
+    pub fn now(self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    pub fn after(self, duration: Duration) -> u64 {
+        self.now().saturating_add(duration.as_nanos() as u64)
+    }
+}
+
+/// Every task in hand, for those who look at all of them: beats, timeouts, stop. One lock per batch.
+#[derive(Debug, Default)]
+pub(super) struct InHand {
+    slab: Mutex<Slab>,
+}
+
+#[derive(Debug, Default)]
+struct Slab {
+    slots: Vec<Option<Arc<Task>>>,
+    free: Vec<u32>,
+}
+
+impl InHand {
+    pub fn insert(&self, tasks: &[Arc<Task>]) {
+        let mut slab = self.slab.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in tasks {
+            let slot = slab.free.pop().unwrap_or_else(|| {
+                slab.slots.push(None);
+                slab.slots.len() as u32 - 1
+            });
+            task.slot.store(slot, Ordering::Relaxed);
+            slab.slots[slot as usize] = Some(Arc::clone(task));
+        }
+    }
+
+    /// Takes tasks out; those that are out already are ignored.
+    pub fn remove<'a>(&self, tasks: impl IntoIterator<Item = &'a Arc<Task>>) {
+        let mut slab = self.slab.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in tasks {
+            let slot = task.slot.swap(NONE, Ordering::Relaxed);
+            if slot != NONE {
+                slab.slots[slot as usize] = None;
+                slab.free.push(slot);
+            }
+        }
+    }
+
+    pub fn all(&self) -> Vec<Arc<Task>> {
+        let slab = self.slab.lock().unwrap_or_else(PoisonError::into_inner);
+        slab.slots.iter().flatten().cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        let slab = self.slab.lock().unwrap_or_else(PoisonError::into_inner);
+        slab.slots.len() - slab.free.len()
+    }
+}
