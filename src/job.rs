@@ -229,7 +229,8 @@ impl NewJob {
             return Err(Error::config("enqueue() was given no job; pass at least one PendingJob"));
         };
         let id = first.id;
-        let length = u32::try_from(jobs.len()).map_err(|_| Error::config("a chain this long is a mistake"))?;
+        let length =
+            u32::try_from(jobs.len()).map_err(|_| Error::config("a chain this long is a mistake"))?;
         if length > 1 && jobs.iter().any(|job| job.unique.is_some()) {
             return Err(Error::config(
                 "unique= works for single jobs only, and this job is part of a chain: \
@@ -346,7 +347,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.message.is_empty() { f.write_str(&self.kind) } else { write!(f, "{}: {}", self.kind, self.message) }
+        if self.message.is_empty() {
+            f.write_str(&self.kind)
+        } else {
+            write!(f, "{}: {}", self.kind, self.message)
+        }
     }
 }
 
@@ -414,7 +419,8 @@ mod tests {
 
     #[test]
     fn a_chain_is_numbered_from_one_and_refuses_unique_members() {
-        let job = || NewJob::single(JobType::new("t").unwrap_or_else(|e| panic!("{e}")), Body::from_encoder(b"1"));
+        let job =
+            || NewJob::single(JobType::new("t").unwrap_or_else(|e| panic!("{e}")), Body::from_encoder(b"1"));
         let mut jobs = [job(), job(), job()];
         assert!(NewJob::link(&mut jobs, OnFailure::Cancel).is_ok());
         assert_eq!(jobs.each_ref().map(|job| job.chain.position), [1, 2, 3]);

@@ -61,11 +61,20 @@ pub fn wants(verbosity: Verbosity) -> bool {
 
 /// Writes a line if its loudness is wanted. `message` is not called otherwise.
 pub fn write(verbosity: Verbosity, job: Option<&Job>, message: impl FnOnce() -> String) {
-    if !wants(verbosity) {
-        return;
+    if wants(verbosity) {
+        push(verbosity, job.map(|job| (job.id, job.job_type.clone())), message());
     }
-    let job = job.map(|job| (job.id, job.job_type.clone()));
-    let record = Record { verbosity, message: message(), job, at: SystemTime::now() };
+}
+
+/// [`write`] about a job that is not at hand whole.
+pub fn write_about(verbosity: Verbosity, id: JobId, job_type: &JobType, message: impl FnOnce() -> String) {
+    if wants(verbosity) {
+        push(verbosity, Some((id, job_type.clone())), message());
+    }
+}
+
+fn push(verbosity: Verbosity, job: Option<(JobId, JobType)>, message: String) {
+    let record = Record { verbosity, message, job, at: SystemTime::now() };
     let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
     if ring.records.len() == CAPACITY {
         ring.records.pop_front();

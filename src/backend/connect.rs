@@ -69,7 +69,8 @@ impl Options {
         let Some(name) = self.given.into_keys().next() else { return Ok(()) };
         let mut known = self.known;
         known.sort_unstable();
-        let meant = closest(&name, &known).map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default();
+        let meant =
+            closest(&name, &known).map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default();
         Err(Error::config(format!("there is no option {name:?}{meant} Options here: {}", known.join(", "))))
     }
 }

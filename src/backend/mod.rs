@@ -343,6 +343,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
         Err(self.cannot("deleting finished jobs"))
     }
 
+    /// *scheduled* → *ready*, whatever their time; returns how many. For tests, which need not wait for delays.
+    async fn promote(&self) -> Result<u64> {
+        Err(self.cannot("making scheduled jobs ready before their time"))
+    }
+
     /// Gives back space that deleted jobs took.
     async fn vacuum(&self) -> Result<()> {
         Ok(())

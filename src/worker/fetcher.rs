@@ -67,8 +67,11 @@ async fn give_back_unknown(shared: &Shared, unknown: Vec<Leased>) {
             shared.types.iter().map(JobType::as_str).collect::<Vec<_>>().join(", ")
         )
     });
-    let leases: Vec<Lease> = unknown.iter().map(|leased| Lease { id: leased.job.id, token: leased.token }).collect();
+    let leases: Vec<Lease> =
+        unknown.iter().map(|leased| Lease { id: leased.job.id, token: leased.token }).collect();
     if let Err(error) = shared.backend.give_back(&leases).await {
-        log::write(Verbosity::Errors, None, || format!("giving back jobs failed, their leases will run out: {error}"));
+        log::write(Verbosity::Errors, None, || {
+            format!("giving back jobs failed, their leases will run out: {error}")
+        });
     }
 }

@@ -54,7 +54,9 @@ async fn beat(shared: &Shared) -> bool {
     };
     count(&shared.counters.beats, 1);
     count(&shared.counters.extended, leases.len() - revoked.len());
-    log::write(Verbosity::Beats, None, || format!("beat: {} leases, {} revoked", leases.len(), revoked.len()));
+    log::write(Verbosity::Beats, None, || {
+        format!("beat: {} leases, {} revoked", leases.len(), revoked.len())
+    });
     let revoked: FxHashMap<Lease, Revocation> = revoked.into_iter().collect();
     let mut stuck = Vec::new();
     for task in tasks {
@@ -62,7 +64,10 @@ async fn beat(shared: &Shared) -> bool {
             Some(Revocation::Lost) => {
                 if cancel(shared, &task, Cancel::Lost) {
                     log::write(Verbosity::Errors, Some(&task.job), || {
-                        format!("the lease of this {} job is no longer ours; its handler is told to return", task.job.job_type)
+                        format!(
+                            "the lease of this {} job is no longer ours; its handler is told to return",
+                            task.job.job_type
+                        )
                     });
                 }
                 continue;
@@ -94,7 +99,10 @@ async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
         .map(|task| {
             let failure = Failure::new("stuck", format!("no end after {most} beats (max_beats)"));
             log::write(Verbosity::Errors, Some(&task.job), || {
-                format!("{} is cancelled: {failure}; its slot stays taken until its handler returns", task.job.job_type)
+                format!(
+                    "{} is cancelled: {failure}; its slot stays taken until its handler returns",
+                    task.job.job_type
+                )
             });
             Settled { lease: task.lease, outcome: Outcome::Cancelled(failure) }
         })
@@ -135,7 +143,9 @@ async fn watch_timeouts(shared: &Shared) {
         for task in shared.in_hand.all() {
             let limit = shared.handlers.get(task.handler).timeout;
             let ran = task.started().map(|started| Duration::from_nanos(now.saturating_sub(started)));
-            if limit.is_some_and(|limit| ran.is_some_and(|ran| ran > limit)) && cancel(shared, &task, Cancel::TimedOut) {
+            if limit.is_some_and(|limit| ran.is_some_and(|ran| ran > limit))
+                && cancel(shared, &task, Cancel::TimedOut)
+            {
                 log::write(Verbosity::Errors, Some(&task.job), || {
                     format!("{} runs for longer than its timeout; it is told to return", task.job.job_type)
                 });
@@ -148,7 +158,9 @@ async fn watch_timeouts(shared: &Shared) {
 pub(super) fn cancel(shared: &Shared, task: &Task, reason: Cancel) -> bool {
     let is_first = task.cancel(reason);
     if is_first {
-        shared.lanes[task.lane].wake();
+        let lane = &shared.lanes[task.lane];
+        lane.cancels.fetch_add(1, Ordering::Relaxed);
+        lane.wake();
     }
     is_first
 }

@@ -1,6 +1,6 @@
 //! A lane: the handlers of one flavour, their slots, and the tasks that wait for one.
 
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
@@ -25,6 +25,8 @@ pub(super) struct Lane {
     /// Queued and running. Hand-offs between lanes may lift it above the limit for a moment.
     in_hand: AtomicIsize,
     freed: Notify,
+    /// Running tasks that were told to return, so far.
+    pub cancels: AtomicU64,
     waker: OnceLock<Waker>,
 }
 
@@ -38,6 +40,7 @@ impl Lane {
             pace: Pace::default(),
             in_hand: AtomicIsize::new(0),
             freed: Notify::new(),
+            cancels: AtomicU64::new(0),
             waker: OnceLock::new(),
         }
     }

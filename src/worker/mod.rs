@@ -12,6 +12,7 @@ mod config;
 mod counters;
 mod fetcher;
 mod handlers;
+mod inline;
 mod keeper;
 mod lane;
 mod outbox;
@@ -25,13 +26,14 @@ mod supervise;
 mod task;
 
 use std::fmt;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use config::{BEATS_PER_LEASE, WorkerConfig};
 pub use counters::{Counted, Counters};
 pub use handlers::{Flavour, HandlerSpec, Handlers};
+pub use inline::Inline;
 pub use lane::Waker;
 pub use retry::{Attempt, Backoff};
 pub use stop::StopReport;
@@ -211,18 +213,31 @@ impl Worker {
         self.shared.stopping.cancel();
     }
 
+    /// Moves the deadline of a stop, begun or to come, to `timeout` from now, if that is nearer.
+    pub fn hurry(&self, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        self.deadline.send_modify(|deadline| *deadline = Some(deadline.map_or(end, |other| other.min(end))));
+    }
+
+    /// How often a running task of this lane has been told to return.
+    pub fn cancels(&self, lane: usize) -> u64 {
+        self.shared.lanes[lane].cancels.load(Ordering::Relaxed)
+    }
+
     /// Stops in phases (see `stop.rs`) and waits for the end of them: for ever, or for `timeout` and then a
     /// short time for cancelled handlers to return. Later callers wait for the same stop and may shorten it.
     pub async fn stop(&self, timeout: Option<Duration>) -> StopReport {
         if let Some(timeout) = timeout {
-            let end = Instant::now() + timeout;
-            self.deadline.send_modify(|deadline| *deadline = Some(deadline.map_or(end, |other| other.min(end))));
+            self.hurry(timeout);
         }
         *self
             .report
             .get_or_init(async || {
-                let take = |tasks: &Mutex<Vec<_>>| std::mem::take(&mut *tasks.lock().unwrap_or_else(PoisonError::into_inner));
-                stop::run(&self.shared, take(&self.fetchers), take(&self.others), self.deadline.subscribe()).await
+                let take = |tasks: &Mutex<Vec<_>>| {
+                    std::mem::take(&mut *tasks.lock().unwrap_or_else(PoisonError::into_inner))
+                };
+                stop::run(&self.shared, take(&self.fetchers), take(&self.others), self.deadline.subscribe())
+                    .await
             })
             .await
     }
@@ -292,7 +307,9 @@ impl Shared {
     /// Counts and reports an error of the store that will be tried again.
     fn store_error(&self, doing: &str, error: &Error, again_in: Duration) {
         count(&self.counters.store_errors, 1);
-        log::write(Verbosity::Errors, None, || format!("{doing} failed, next try in {again_in:.1?}: {error}"));
+        log::write(Verbosity::Errors, None, || {
+            format!("{doing} failed, next try in {again_in:.1?}: {error}")
+        });
     }
 }
 

@@ -48,14 +48,21 @@ impl Backoff {
     /// The wait after attempt number `attempt` (from 1) failed. `random` is in 0..1.
     pub fn delay(&self, attempt: u32, random: f64) -> Duration {
         let exponent = attempt.saturating_sub(1).min(1_000) as i32;
-        let steady = (self.initial.as_secs_f64() * self.factor.powi(exponent)).min(self.maximum.as_secs_f64());
+        let steady =
+            (self.initial.as_secs_f64() * self.factor.powi(exponent)).min(self.maximum.as_secs_f64());
         let varied = steady * (1.0 + self.jitter * (2.0 * random - 1.0));
         Duration::try_from_secs_f64(varied).unwrap_or(self.maximum)
     }
 }
 
 /// The outcome to store after attempt number `attempt`.
-pub fn decide(ended: Attempt, attempt: u32, max_attempts: NonZeroU32, backoff: &Backoff, random: f64) -> Outcome {
+pub fn decide(
+    ended: Attempt,
+    attempt: u32,
+    max_attempts: NonZeroU32,
+    backoff: &Backoff,
+    random: f64,
+) -> Outcome {
     let has_attempts_left = attempt < max_attempts.get();
     match ended {
         Attempt::Finished => Outcome::Finished,

@@ -78,7 +78,10 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
         if lost.next_if_eq(&place).is_some() {
             count(&shared.counters.lost, 1);
             log::write(Verbosity::Errors, Some(&task.job), || {
-                format!("the lease of this {} job was lost before its end was stored; another worker has it", task.job.job_type)
+                format!(
+                    "the lease of this {} job was lost before its end was stored; another worker has it",
+                    task.job.job_type
+                )
             });
         } else {
             tell(shared, task, &entry.outcome);
@@ -144,7 +147,10 @@ async fn settle_until_answered(shared: &Shared, settled: &[Settled]) -> Option<S
             }
             Err(error) => {
                 log::write(Verbosity::Errors, None, || {
-                    format!("the end of {} jobs could not be stored; they will run again: {error}", settled.len())
+                    format!(
+                        "the end of {} jobs could not be stored; they will run again: {error}",
+                        settled.len()
+                    )
                 });
                 return None;
             }
@@ -156,7 +162,10 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Lease]) {
     count(&shared.counters.given_back, leases.len());
     if let Err(error) = shared.backend.give_back(leases).await {
         log::write(Verbosity::Errors, None, || {
-            format!("{} jobs could not be given back; others get them when their leases run out: {error}", leases.len())
+            format!(
+                "{} jobs could not be given back; others get them when their leases run out: {error}",
+                leases.len()
+            )
         });
     }
 }
@@ -168,7 +177,12 @@ fn tell(shared: &Shared, task: &Task, outcome: &Outcome) {
         Outcome::Retry { after, failure } => {
             count(&shared.counters.retried, 1);
             log::write(Verbosity::Errors, Some(job), || {
-                format!("{} failed on attempt {}, next try in {after:.1?}: {}", job.job_type, job.attempt, full(failure))
+                format!(
+                    "{} failed on attempt {}, next try in {after:.1?}: {}",
+                    job.job_type,
+                    job.attempt,
+                    full(failure)
+                )
             });
         }
         Outcome::Failed(failure) => {

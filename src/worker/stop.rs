@@ -74,7 +74,9 @@ pub(super) async fn run(
     if abandoned == 0
         && let Err(error) = shared.backend.leave(shared.id).await
     {
-        log::write(Verbosity::Errors, None, || format!("the store was not told that this worker left: {error}"));
+        log::write(Verbosity::Errors, None, || {
+            format!("the store was not told that this worker left: {error}")
+        });
     }
     let after = shared.counters.read();
     let ends = |counted: Counted| counted.finished + counted.failed + counted.retried + counted.cancelled;

@@ -31,15 +31,8 @@ pub enum Cancel {
 }
 
 impl Cancel {
-    const ALL: [Self; 7] = [
-        Self::No,
-        Self::Expired,
-        Self::Operator,
-        Self::Stuck,
-        Self::TimedOut,
-        Self::Stopping,
-        Self::Lost,
-    ];
+    const ALL: [Self; 7] =
+        [Self::No, Self::Expired, Self::Operator, Self::Stuck, Self::TimedOut, Self::Stopping, Self::Lost];
 }
 
 /// Not started / no slot.

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use self::store::Store;
 use crate::backend::{
-    Backend, Claim, Filter, Guarantees, HandOff, Lease, Leased, Rescued, Revocation, SettleReply, Settled, Stats,
-    WorkerId,
+    Backend, Claim, Filter, Guarantees, HandOff, Lease, Leased, Rescued, Revocation, SettleReply, Settled,
+    Stats, WorkerId,
 };
 use crate::error::Result;
 use crate::job::{JobId, JobInfo, NewJob};
@@ -65,12 +65,6 @@ impl MemoryBackend {
         let queue = Self::new(options);
         named.insert(name.to_owned(), Arc::downgrade(&queue));
         queue
-    }
-
-    /// *scheduled* → *ready*, whatever their time: tests need not wait for delays and retries.
-    pub fn make_due(&self) {
-        self.lock().make_due(None);
-        self.wake.notify_waiters();
     }
 
     /// No code panics while it holds the lock on purpose; if one does, the state is still consistent enough
@@ -199,6 +193,10 @@ impl Backend for MemoryBackend {
 
     async fn delete_finished(&self, older_than: Duration, batch: usize) -> Result<u64> {
         Ok(self.lock().delete_finished(older_than, batch))
+    }
+
+    async fn promote(&self) -> Result<u64> {
+        Ok(self.change(|store| store.make_due(None)))
     }
 
     async fn vacuum(&self) -> Result<()> {

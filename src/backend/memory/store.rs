@@ -14,12 +14,13 @@ use tokio::time::Instant;
 
 use super::line::{Line, Ticket};
 use crate::backend::{
-    Claim, Counts, Filter, HandOff, Lease, Leased, Outcome, Rescued, Revocation, SettleReply, Settled, Stats, Token,
-    WorkerId,
+    Claim, Counts, Filter, HandOff, Lease, Leased, Outcome, Rescued, Revocation, SettleReply, Settled, Stats,
+    Token, WorkerId,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{
-    Body, ChainPlace, Failure, Headers, Job, JobId, JobInfo, JobType, NewJob, OnFailure, State, from_unix_ms, unix_ms,
+    Body, ChainPlace, Failure, Headers, Job, JobId, JobInfo, JobType, NewJob, OnFailure, State, from_unix_ms,
+    unix_ms,
 };
 
 /// No record.
@@ -181,7 +182,12 @@ impl Store {
         leased
     }
 
-    pub fn extend(&mut self, worker: WorkerId, leases: &[Lease], lease: Duration) -> Vec<(Lease, Revocation)> {
+    pub fn extend(
+        &mut self,
+        worker: WorkerId,
+        leases: &[Lease],
+        lease: Duration,
+    ) -> Vec<(Lease, Revocation)> {
         let now = Now::read();
         self.workers.insert(worker, now.instant + lease);
         let mut revoked = Vec::new();
@@ -256,14 +262,16 @@ impl Store {
         for index in expired {
             let record = &mut self.records[index as usize];
             if record.cancel_requested {
-                let failure = Failure::new("cancelled", "cancelled by an operator; its worker was lost meanwhile");
+                let failure =
+                    Failure::new("cancelled", "cancelled by an operator; its worker was lost meanwhile");
                 self.end(index, State::Cancelled, Some(failure), now);
             } else if record.rescues < max_rescues {
                 record.rescues += 1;
                 self.put_back(index);
                 rescued.requeued += 1;
             } else {
-                let failure = Failure::new("worker lost", format!("its lease ran out {} times", record.rescues + 1));
+                let failure =
+                    Failure::new("worker lost", format!("its lease ran out {} times", record.rescues + 1));
                 self.end(index, State::Failed, Some(failure), now);
                 rescued.failed += 1;
             }
@@ -290,7 +298,10 @@ impl Store {
             let matches = filter.state.is_none_or(|wanted| wanted == state)
                 && filter.after.is_none_or(|after| record.id > after)
                 && newest.is_none_or(|newest| record.enqueued_ms < newest)
-                && filter.job_type.as_deref().is_none_or(|wanted| self.line_at(index).job_type.as_str() == wanted);
+                && filter
+                    .job_type
+                    .as_deref()
+                    .is_none_or(|wanted| self.line_at(index).job_type.as_str() == wanted);
             if matches {
                 found.push((record.id, index));
                 if found.len() > filter.limit {
@@ -303,8 +314,12 @@ impl Store {
 
     pub fn unresponsive(&self, older_than: Duration) -> Vec<JobInfo> {
         let newest = Now::read().ms.saturating_sub(older_than.as_millis() as u64);
-        let mut silent: Vec<JobInfo> =
-            self.running.iter().filter(|running| running.beat_ms <= newest).map(|r| self.info(r.index)).collect();
+        let mut silent: Vec<JobInfo> = self
+            .running
+            .iter()
+            .filter(|running| running.beat_ms <= newest)
+            .map(|r| self.info(r.index))
+            .collect();
         silent.sort_by_key(|info| info.job.id);
         silent
     }
@@ -331,11 +346,14 @@ impl Store {
         let index = self.find(id)?;
         let state = self.state(index);
         if matches!(state, State::Finished | State::Ready | State::Blocked) {
-            let fix = if state == State::Finished { "enqueue a new job instead" } else { "it will run by itself" };
+            let fix =
+                if state == State::Finished { "enqueue a new job instead" } else { "it will run by itself" };
             return Err(wrong_state(format!("job {id} cannot be requeued, it is {}; {fix}", state.as_str())));
         }
         let followers = self.followers(index);
-        if let Some(&started) = followers.iter().find(|&&follower| self.records[follower as usize].attempt > 0) {
+        if let Some(&started) =
+            followers.iter().find(|&&follower| self.records[follower as usize].attempt > 0)
+        {
             return Err(wrong_state(format!(
                 "job {id} cannot be requeued: job {} after it in its chain has started, and a chain never goes \
                  back; enqueue a new job instead",
@@ -352,7 +370,8 @@ impl Store {
             )));
         }
         for follower in followers {
-            let by_chain = self.records[follower as usize].rare.as_ref().and_then(|rare| rare.failure.as_ref());
+            let by_chain =
+                self.records[follower as usize].rare.as_ref().and_then(|rare| rare.failure.as_ref());
             let again = by_chain.is_some_and(|failure| failure.kind == CHAIN_CANCELLED);
             if again || matches!(self.state(follower), State::Ready | State::Scheduled) {
                 self.leave_state(follower);
@@ -426,18 +445,21 @@ impl Store {
         self.lines.iter_mut().for_each(Line::shrink);
     }
 
-    /// *scheduled* → *ready*, up to a time or (`None`) all of them.
-    pub fn make_due(&mut self, until: Option<Instant>) {
+    /// *scheduled* → *ready*, up to a time or (`None`) all of them; returns how many.
+    pub fn make_due(&mut self, until: Option<Instant>) -> u64 {
+        let mut made_due = 0;
         while let Some(&Reverse((due, _, index, generation))) = self.due.peek() {
             if until.is_some_and(|until| due > until) {
-                return;
+                break;
             }
             self.due.pop();
             if self.records[index as usize].generation == generation {
                 self.leave_state(index);
                 self.join_line(index);
+                made_due += 1;
             }
         }
+        made_due
     }
 
     pub fn next_due(&self) -> Option<Instant> {
@@ -540,7 +562,8 @@ impl Store {
         let seq = self.take_seq();
         let generation = self.records[index as usize].generation;
         // A delay beyond what the clock can name is as good as never.
-        let due = now.instant.checked_add(delay).unwrap_or(now.instant + Duration::from_secs(86_400 * 36_500));
+        let due =
+            now.instant.checked_add(delay).unwrap_or(now.instant + Duration::from_secs(86_400 * 36_500));
         self.due.push(Reverse((due, seq, index, generation)));
     }
 
@@ -705,7 +728,9 @@ impl Store {
         self.ids.get(id.as_bytes()).copied().ok_or_else(|| {
             Error::new(
                 ErrorKind::UnknownJob,
-                format!("there is no job {id}; it was never enqueued here, or finished long ago and was deleted"),
+                format!(
+                    "there is no job {id}; it was never enqueued here, or finished long ago and was deleted"
+                ),
             )
         })
     }
@@ -714,7 +739,10 @@ impl Store {
         let index = self.find(id)?;
         let state = self.state(index);
         if state.is_final() {
-            return Err(wrong_state(format!("cannot {operation} job {id}, it is {} already", state.as_str())));
+            return Err(wrong_state(format!(
+                "cannot {operation} job {id}, it is {} already",
+                state.as_str()
+            )));
         }
         Ok(index)
     }

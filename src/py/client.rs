@@ -1,0 +1,534 @@
+//! The client as the facade (`dejq/client.py`) drives it: convert, let go of the interpreter, call, convert back.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString, PyTuple};
+
+use super::errors::to_py;
+use super::executor::{AsyncLane, SyncLane, Table};
+use super::handler::{Called, Decoder, PyHandler};
+use super::info;
+use super::job::id_text;
+use super::pending::{PendingJob, job_type, positive};
+use super::runtime::{Process, handle, wait};
+use crate::backend::{Backend, Filter, Guarantees, Options, check_sizes, connect};
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::{JobId, NewJob, OnFailure};
+use crate::log::{self, Verbosity};
+use crate::worker::{Attempt, Backoff, Flavour, HandlerSpec, Handlers, Inline, Task, Worker, WorkerConfig};
+
+/// (initial seconds, factor, maximum seconds, jitter) of `dejq.Backoff`, which has checked them.
+type BackoffParts = (f64, f64, f64, f64);
+
+/// What `start` returns: the lanes that have handlers.
+type Lanes<'py> = (Option<Bound<'py, SyncLane>>, Option<Bound<'py, AsyncLane>>);
+
+/// One client of one store.
+#[pyclass(frozen, module = "dejq._native")]
+pub struct Client {
+    /// `None` only while it is dropped.
+    inner: Option<Inner>,
+}
+
+struct Inner {
+    backend: Arc<dyn Backend>,
+    guarantees: Guarantees,
+    config: WorkerConfig,
+    is_inline: bool,
+    process: Process,
+    registered: Mutex<Registered>,
+    is_stopped: AtomicBool,
+}
+
+/// Handlers grow until the worker starts.
+struct Registered {
+    handlers: Handlers,
+    callables: Vec<PyHandler>,
+    started: Option<Started>,
+}
+
+#[derive(Clone)]
+struct Started {
+    worker: Arc<Worker>,
+    table: Table,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // In a forked child the locks inside may be held for ever by threads that do not exist there.
+        if let Some(inner) = self.inner.take()
+            && !inner.process.is_current()
+        {
+            std::mem::forget(inner);
+        }
+    }
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (url, options, backoff=None))]
+    fn new(
+        py: Python<'_>,
+        url: &str,
+        options: HashMap<String, String>,
+        backoff: Option<BackoffParts>,
+    ) -> PyResult<Self> {
+        Self::open(url, options, backoff).map_err(|error| to_py(py, &error))
+    }
+
+    /// The options the store and the worker were made with, for `repr`, banners and `check`.
+    fn settings(&self, py: Python<'_>) -> PyResult<(String, usize, usize, f64, bool)> {
+        let inner = self.inner(py)?;
+        let config = &inner.config;
+        Ok((
+            inner.guarantees.store.to_owned(),
+            config.workers,
+            config.async_workers,
+            config.heartbeat.as_secs_f64(),
+            inner.guarantees.in_process,
+        ))
+    }
+
+    /// One chain.
+    fn enqueue<'py>(
+        &self,
+        py: Python<'py>,
+        jobs: &Bound<'py, PyTuple>,
+        cancel_rest: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let inner = self.open_inner(py)?;
+        let mut buffer = Vec::with_capacity(256);
+        let mut chain = Vec::with_capacity(jobs.len());
+        for job in jobs.iter_borrowed() {
+            chain.push(pending(&job)?.to_new_job(py, &mut buffer)?);
+        }
+        link(py, &mut chain, cancel_rest)?;
+        inner.store(py, &chain)
+    }
+
+    /// Many independent chains, all or none.
+    fn enqueue_many<'py>(
+        &self,
+        py: Python<'py>,
+        chains: &Bound<'py, PyAny>,
+        cancel_rest: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let inner = self.open_inner(py)?;
+        let mut buffer = Vec::with_capacity(256);
+        let mut jobs = Vec::with_capacity(chains.len().unwrap_or(0));
+        for chain in chains.try_iter()? {
+            let chain = chain?;
+            let first = jobs.len();
+            if let Ok(single) = chain.cast::<PendingJob>() {
+                jobs.push(single.get().to_new_job(py, &mut buffer)?);
+            } else {
+                for job in chain.try_iter().map_err(|_| not_pending(&chain))? {
+                    jobs.push(pending(&job?)?.to_new_job(py, &mut buffer)?);
+                }
+                link(py, &mut jobs[first..], cancel_rest)?;
+            }
+        }
+        inner.store(py, &jobs)
+    }
+
+    /// Registers a handler. `wants` says what it takes, in order: the job (true) or the body (false).
+    #[pyo3(signature = (r#type, callable, wants, decoder, is_async, max_attempts, backoff, timeout))]
+    #[allow(clippy::too_many_arguments)] // the facade passes what it has checked, by name
+    fn register(
+        &self,
+        py: Python<'_>,
+        r#type: &Bound<'_, PyString>,
+        callable: Py<PyAny>,
+        wants: Vec<bool>,
+        decoder: Option<Py<PyAny>>,
+        is_async: bool,
+        max_attempts: Option<i64>,
+        backoff: Option<BackoffParts>,
+        timeout: Option<f64>,
+    ) -> PyResult<()> {
+        let inner = self.open_inner(py)?;
+        let spec = HandlerSpec {
+            job_type: job_type(r#type)?,
+            flavour: if is_async { Flavour::Async } else { Flavour::Sync },
+            max_attempts: max_attempts.map(|attempts| positive(py, attempts, "max_attempts")).transpose()?,
+            backoff: backoff.map(backoff_from),
+            timeout: timeout.map(Duration::from_secs_f64),
+        };
+        let handler = PyHandler { callable, wants, decoder: decoder.map_or(Decoder::Plain, Decoder::Typed) };
+        inner.register(spec, handler).map_err(|error| to_py(py, &error))
+    }
+
+    /// The registered types.
+    fn types(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let inner = self.inner(py)?;
+        Ok(inner.registered().handlers.all().iter().map(|spec| spec.job_type.to_string()).collect())
+    }
+
+    /// Starts the worker; returns its lanes, whose threads are the caller's to start.
+    fn start<'py>(&self, py: Python<'py>, workers: Option<i64>) -> PyResult<Lanes<'py>> {
+        let inner = self.open_inner(py)?;
+        let workers = workers.map(|workers| positive(py, workers, "workers")).transpose()?;
+        let Started { worker, table } = inner.start(workers).map_err(|error| to_py(py, &error))?;
+        let sync = worker.lane(Flavour::Sync).map(|lane| {
+            Bound::new(py, SyncLane { worker: Arc::clone(&worker), table: Arc::clone(&table), lane })
+        });
+        let looped = worker
+            .lane(Flavour::Async)
+            .map(|lane| AsyncLane::new(py, worker, table, lane).and_then(|lane| Bound::new(py, lane)));
+        Ok((sync.transpose()?, looped.transpose()?))
+    }
+
+    /// Runs ready jobs on the calling thread until there are none; returns how many ran. `run_coroutine` is
+    /// called with what an `async def` handler returns.
+    fn drain(&self, py: Python<'_>, run_coroutine: &Bound<'_, PyAny>, scheduled: bool) -> PyResult<u64> {
+        self.inner(py)?.drain(py, run_coroutine, scheduled, false)
+    }
+
+    /// `drain` after an enqueue of the inline mode: what a handler raises comes out, once the rest has run.
+    fn run_inline(&self, py: Python<'_>, run_coroutine: &Bound<'_, PyAny>) -> PyResult<u64> {
+        self.inner(py)?.drain(py, run_coroutine, true, true)
+    }
+
+    #[getter]
+    fn is_inline(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.inner(py)?.is_inline)
+    }
+
+    /// Has a worker been started, and is it not stopping?
+    #[getter]
+    fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
+        let inner = self.inner(py)?;
+        Ok(inner.worker().is_some_and(|worker| !worker.is_stopping()))
+    }
+
+    /// Has the worker nothing in hand?
+    #[getter]
+    fn is_idle(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.inner(py)?.worker().is_none_or(|worker| worker.in_hand() == 0))
+    }
+
+    /// Asks the worker to stop, without waiting: what a handler may do.
+    fn request_stop(&self, py: Python<'_>) -> PyResult<()> {
+        let inner = self.inner(py)?;
+        inner.is_stopped.store(true, Ordering::SeqCst);
+        if let Some(worker) = inner.worker() {
+            worker.request_stop();
+        }
+        Ok(())
+    }
+
+    /// Moves the deadline of a stop that is under way nearer.
+    fn hurry(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        if let Some(worker) = self.inner(py)?.worker() {
+            worker.hurry(Duration::try_from_secs_f64(timeout).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Stops the worker, if there is one, and closes the client.
+    fn stop<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+        let inner = self.inner(py)?;
+        inner.is_stopped.store(true, Ordering::SeqCst);
+        let report = match inner.worker() {
+            None => crate::worker::StopReport::default(),
+            Some(worker) => {
+                let timeout =
+                    timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4));
+                let handle = handle().map_err(|error| to_py(py, &error))?;
+                // On the runtime, so that an impatient caller (Ctrl-C) leaves the stop itself going.
+                let stopping = handle.spawn(async move { worker.stop(timeout).await });
+                wait(py, async {
+                    stopping.await.map_err(|error| {
+                        Error::new(ErrorKind::WrongState, "the stop itself failed; this is a bug")
+                            .with_source(error)
+                    })
+                })?
+            }
+        };
+        info::stop_report(py, &report)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let inner = self.inner(py)?;
+        info::stats(py, &wait(py, inner.backend.stats())?)
+    }
+
+    /// Counters of the worker since it started.
+    fn counted(&self, py: Python<'_>) -> PyResult<HashMap<&'static str, u64>> {
+        let inner = self.inner(py)?;
+        Ok(inner.worker().map(|worker| worker.counted().iter().collect()).unwrap_or_default())
+    }
+
+    fn get_job<'py>(&self, py: Python<'py>, id: &str) -> PyResult<Bound<'py, PyAny>> {
+        let inner = self.inner(py)?;
+        info::job_info(py, &wait(py, inner.backend.get(parse_id(py, id)?))?)
+    }
+
+    #[pyo3(signature = (state, r#type, older_than, limit, after))]
+    fn list_jobs<'py>(
+        &self,
+        py: Python<'py>,
+        state: Option<&str>,
+        r#type: Option<String>,
+        older_than: Option<&Bound<'py, PyAny>>,
+        limit: i64,
+        after: Option<&str>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let inner = self.inner(py)?;
+        let filter = Filter {
+            state: state.map(str::parse).transpose().map_err(|error| to_py(py, &error))?,
+            job_type: r#type,
+            older_than: older_than.map(info::age).transpose()?,
+            after: after.map(|id| parse_id(py, id)).transpose()?,
+            limit: positive(py, limit, "limit")?.get() as usize,
+        };
+        let jobs = wait(py, inner.backend.list(&filter))?;
+        jobs.iter().map(|job| info::job_info(py, job)).collect()
+    }
+
+    fn unresponsive_jobs<'py>(
+        &self,
+        py: Python<'py>,
+        older_than: &Bound<'py, PyAny>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let inner = self.inner(py)?;
+        let jobs = wait(py, inner.backend.unresponsive(info::age(older_than)?))?;
+        jobs.iter().map(|job| info::job_info(py, job)).collect()
+    }
+
+    fn finish_job(&self, py: Python<'_>, id: &str) -> PyResult<()> {
+        wait(py, self.inner(py)?.backend.finish(parse_id(py, id)?))
+    }
+
+    fn requeue_job(&self, py: Python<'_>, id: &str) -> PyResult<()> {
+        wait(py, self.inner(py)?.backend.requeue(parse_id(py, id)?))
+    }
+
+    fn cancel_job(&self, py: Python<'_>, id: &str) -> PyResult<()> {
+        wait(py, self.inner(py)?.backend.cancel(parse_id(py, id)?))
+    }
+
+    fn delete_finished(&self, py: Python<'_>, older_than: &Bound<'_, PyAny>, batch: i64) -> PyResult<u64> {
+        let inner = self.inner(py)?;
+        let batch = positive(py, batch, "batch")?.get() as usize;
+        wait(py, inner.backend.delete_finished(info::age(older_than)?, batch))
+    }
+
+    fn vacuum(&self, py: Python<'_>) -> PyResult<()> {
+        wait(py, self.inner(py)?.backend.vacuum())
+    }
+
+    fn migrate<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        info::migration(py, wait(py, self.inner(py)?.backend.migrate())?)
+    }
+
+    fn check<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let findings = wait(py, self.inner(py)?.backend.check())?;
+        findings.iter().map(|finding| info::finding(py, finding)).collect()
+    }
+}
+
+impl Client {
+    fn open(url: &str, options: HashMap<String, String>, backoff: Option<BackoffParts>) -> Result<Self> {
+        let mut options = Options::new(options);
+        let backend = connect(url, &mut options)?;
+        let mut config = WorkerConfig::from_options(&mut options)?;
+        let guarantees = backend.guarantees();
+        let is_inline =
+            options.take("inline", "true or false", |text| text.parse::<bool>().ok())?.unwrap_or(false);
+        options.finish()?;
+        if is_inline && !guarantees.in_process {
+            return Err(Error::config(format!(
+                "inline=true works on memory:// only, and this is {}; it runs handlers inside enqueue(), for tests",
+                guarantees.store
+            )));
+        }
+        if let Some(parts) = backoff {
+            config.backoff = backoff_from(parts);
+        }
+        let registered =
+            Mutex::new(Registered { handlers: Handlers::default(), callables: Vec::new(), started: None });
+        Ok(Self {
+            inner: Some(Inner {
+                backend,
+                guarantees,
+                config,
+                is_inline,
+                process: Process::current(),
+                registered,
+                is_stopped: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// For what works on a stopped client too.
+    fn inner(&self, py: Python<'_>) -> PyResult<&Inner> {
+        let inner = self.inner.as_ref().ok_or_else(|| to_py(py, &stopped()))?;
+        inner.process.check().map_err(|error| to_py(py, &error))?;
+        Ok(inner)
+    }
+
+    /// For what needs a client that has not been stopped.
+    fn open_inner(&self, py: Python<'_>) -> PyResult<&Inner> {
+        let inner = self.inner(py)?;
+        if inner.is_stopped.load(Ordering::Relaxed) {
+            return Err(to_py(py, &stopped()));
+        }
+        Ok(inner)
+    }
+}
+
+impl Inner {
+    /// Held for moments, and never across Python code.
+    fn registered(&self) -> MutexGuard<'_, Registered> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn worker(&self) -> Option<Arc<Worker>> {
+        self.registered().started.as_ref().map(|started| Arc::clone(&started.worker))
+    }
+
+    fn store<'py>(&self, py: Python<'py>, jobs: &[NewJob]) -> PyResult<Bound<'py, PyList>> {
+        check_sizes(&self.guarantees, jobs).map_err(|error| to_py(py, &error))?;
+        let ids = wait(py, self.backend.enqueue(jobs))?;
+        if log::wants(Verbosity::Jobs) {
+            for (job, id) in jobs.iter().zip(&ids) {
+                log::write_about(Verbosity::Jobs, *id, &job.job_type, || format!("enqueue {}", job.job_type));
+            }
+        }
+        PyList::new(py, ids.into_iter().map(|id| id_text(py, id)))
+    }
+
+    fn register(&self, spec: HandlerSpec, handler: PyHandler) -> Result<()> {
+        let mut registered = self.registered();
+        if registered.started.is_some() {
+            return Err(Error::config(format!(
+                "the handler for {:?} comes too late: dequeue_loop() has started; register all handlers before it",
+                spec.job_type
+            )));
+        }
+        registered.handlers.add(spec)?;
+        registered.callables.push(handler);
+        Ok(())
+    }
+
+    fn start(&self, workers: Option<NonZeroU32>) -> Result<Started> {
+        if self.is_inline {
+            return Err(Error::config(
+                "an inline client runs its jobs inside enqueue(), so there is nothing for dequeue_loop() to do; \
+                 leave out inline=true to have real workers",
+            ));
+        }
+        let mut registered = self.registered();
+        if registered.started.is_some() {
+            return Err(Error::new(
+                ErrorKind::WrongState,
+                "dequeue_loop() has been started already; one call runs all handlers of the client",
+            ));
+        }
+        let mut config = self.config.clone();
+        if let Some(workers) = workers {
+            config.workers = workers.get() as usize;
+        }
+        let worker =
+            Worker::start(&handle()?, Arc::clone(&self.backend), registered.handlers.clone(), config)?;
+        // The table moves on to the executors; the slot keeps the handlers' types for messages.
+        let table = Arc::new(std::mem::take(&mut registered.callables));
+        let started = Started { worker: Arc::new(worker), table };
+        registered.started = Some(started.clone());
+        Ok(started)
+    }
+
+    fn drain(
+        &self,
+        py: Python<'_>,
+        run_coroutine: &Bound<'_, PyAny>,
+        scheduled: bool,
+        raise: bool,
+    ) -> PyResult<u64> {
+        let inline =
+            Inline::new(Arc::clone(&self.backend), self.registered().handlers.clone(), self.config.clone());
+        let mut ran = 0;
+        let mut first = None;
+        loop {
+            if scheduled {
+                wait(py, self.backend.promote())?;
+            }
+            let Some(task) = wait(py, inline.next())? else { break };
+            let called = self.call(py, &task, run_coroutine);
+            // Cloned for the caller before it becomes plain text for the store.
+            if let Called::Raised(error) = &called
+                && raise
+                && first.is_none()
+            {
+                first = Some(error.clone_ref(py));
+            }
+            let attempt = match called.into_attempt(py) {
+                // Whoever gets the exception decides; no retry behind their back.
+                Attempt::Failed(failure) | Attempt::Retry { failure, .. } if raise => {
+                    Attempt::Discarded(failure)
+                }
+                attempt => attempt,
+            };
+            wait(py, inline.ended(&task, attempt))?;
+            ran += 1;
+        }
+        first.map_or(Ok(ran), Err)
+    }
+
+    fn call(&self, py: Python<'_>, task: &Arc<Task>, run_coroutine: &Bound<'_, PyAny>) -> Called {
+        let (callable, is_async) = {
+            let registered = self.registered();
+            let index = task.handler as usize;
+            let callables =
+                registered.started.as_ref().map_or(&registered.callables, |started| &*started.table);
+            (callables[index].clone_ref(py), registered.handlers.get(task.handler).flavour == Flavour::Async)
+        };
+        if !is_async {
+            return callable.run(py, task);
+        }
+        match callable.call(py, task).and_then(|coroutine| run_coroutine.call1((coroutine,))) {
+            Ok(_) => Called::Returned,
+            Err(error) => Called::Raised(error),
+        }
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(
+        ErrorKind::Stopped,
+        "this client was stopped and takes no jobs and no handlers any more; make a new client to go on",
+    )
+}
+
+fn backoff_from((initial, factor, maximum, jitter): BackoffParts) -> Backoff {
+    let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    Backoff { initial: seconds(initial), factor, maximum: seconds(maximum), jitter }
+}
+
+fn parse_id(py: Python<'_>, id: &str) -> PyResult<JobId> {
+    id.parse().map_err(|error| to_py(py, &error))
+}
+
+fn link(py: Python<'_>, chain: &mut [NewJob], cancel_rest: bool) -> PyResult<()> {
+    let on_failure = if cancel_rest { OnFailure::Cancel } else { OnFailure::Continue };
+    NewJob::link(chain, on_failure).map_err(|error| to_py(py, &error))
+}
+
+fn pending<'a>(job: &'a Bound<'_, PyAny>) -> PyResult<&'a PendingJob> {
+    job.cast::<PendingJob>().map(Bound::get).map_err(|_| not_pending(job))
+}
+
+fn not_pending(job: &Bound<'_, PyAny>) -> PyErr {
+    let name = job.get_type().name().map_or_else(|_| "object".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!(
+        "a PendingJob is expected, not {name}; write PendingJob(\"type\", body), or use the .job(body) of a handler"
+    ))
+}

@@ -1,0 +1,155 @@
+//! What runs handlers: threads for plain ones, an event loop for `async def`. Both are Python's own threads
+//! (`dejq/_threads.py`), attached once for life; the runtime's threads never call Python.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::prelude::*;
+
+use super::errors::to_py;
+use super::handler::{Called, PyHandler};
+use crate::error::{Error, ErrorKind};
+use crate::worker::{Cancel, Task, Worker};
+
+/// After this many jobs in a row a thread offers the interpreter to the others: a handler that is no Python
+/// code never does.
+const JOBS_PER_TURN: u32 = 64;
+
+/// The handlers by index.
+pub type Table = Arc<Vec<PyHandler>>;
+
+/// The lane of plain handlers, as its threads see it.
+#[pyclass(frozen, module = "dejq._native")]
+pub struct SyncLane {
+    pub worker: Arc<Worker>,
+    pub table: Table,
+    pub lane: usize,
+}
+
+#[pymethods]
+impl SyncLane {
+    /// Threads to run.
+    #[getter]
+    fn slots(&self) -> usize {
+        self.worker.slots(self.lane)
+    }
+
+    /// Runs jobs until the worker has stopped: the body of each of its threads.
+    fn run(&self, py: Python<'_>) {
+        let mut turn = 0;
+        loop {
+            let next = self.worker.try_next(self.lane).or_else(|| py.detach(|| self.worker.next(self.lane)));
+            let Some(task) = next else { return };
+            let attempt = self.table[task.handler as usize].run(py, &task).into_attempt(py);
+            self.worker.ended(task, attempt);
+            turn += 1;
+            if turn == JOBS_PER_TURN {
+                turn = 0;
+                py.detach(|| ());
+            }
+        }
+    }
+}
+
+/// The lane of `async def` handlers, as its event loop sees it.
+///
+/// The runtime wakes the loop by a byte in a socket, which needs no interpreter; a burst costs one byte.
+#[pyclass(frozen, module = "dejq._native")]
+pub struct AsyncLane {
+    worker: Arc<Worker>,
+    table: Table,
+    lane: usize,
+    reader: UnixStream,
+    is_woken: Arc<AtomicBool>,
+}
+
+impl AsyncLane {
+    pub fn new(py: Python<'_>, worker: Arc<Worker>, table: Table, lane: usize) -> PyResult<Self> {
+        let failed = |error: std::io::Error| {
+            let error = Error::new(ErrorKind::Unavailable, "no socket for the event loop").with_source(error);
+            to_py(py, &error)
+        };
+        let (reader, writer) = UnixStream::pair().map_err(failed)?;
+        reader.set_nonblocking(true).map_err(failed)?;
+        writer.set_nonblocking(true).map_err(failed)?;
+        let is_woken = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_woken);
+        worker.set_waker(
+            lane,
+            Box::new(move || {
+                if !flag.swap(true, Ordering::SeqCst) {
+                    // A full socket holds a byte already, and that is all it is for.
+                    let _ = (&writer).write(&[1]);
+                }
+            }),
+        );
+        Ok(Self { worker, table, lane, reader, is_woken })
+    }
+}
+
+#[pymethods]
+impl AsyncLane {
+    /// Becomes readable when there is something to `take`, something to cancel, or the worker has stopped.
+    fn fileno(&self) -> i32 {
+        self.reader.as_raw_fd()
+    }
+
+    /// The tasks that came since the last call.
+    fn take(&self) -> Vec<AsyncTask> {
+        // The flag is cleared before the queue is read, so that what comes in between wakes again.
+        let _ = (&self.reader).read(&mut [0; 8]);
+        self.is_woken.store(false, Ordering::SeqCst);
+        std::iter::from_fn(|| self.worker.try_next(self.lane))
+            .map(|task| AsyncTask { worker: Arc::clone(&self.worker), table: Arc::clone(&self.table), task })
+            .collect()
+    }
+
+    /// Nothing runs at the moment: what has ended need not wait for company.
+    fn idle(&self) {
+        self.worker.idle();
+    }
+
+    /// Grows when a running task is to be cancelled.
+    #[getter]
+    fn cancels(&self) -> u64 {
+        self.worker.cancels(self.lane)
+    }
+
+    /// Has the worker stopped?
+    #[getter]
+    fn is_over(&self) -> bool {
+        self.worker.is_over(self.lane)
+    }
+}
+
+/// One run of an `async def` handler.
+#[pyclass(frozen, module = "dejq._native")]
+pub struct AsyncTask {
+    worker: Arc<Worker>,
+    table: Table,
+    task: Arc<Task>,
+}
+
+#[pymethods]
+impl AsyncTask {
+    /// Makes the coroutine.
+    fn start<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.table[self.task.handler as usize].call(py, &self.task)
+    }
+
+    /// Reports the end: `None`, or what the coroutine raised.
+    #[pyo3(signature = (error=None))]
+    fn ended(&self, py: Python<'_>, error: Option<Bound<'_, PyAny>>) {
+        let called = error.map_or(Called::Returned, |error| Called::Raised(PyErr::from_value(error)));
+        self.worker.ended(Arc::clone(&self.task), called.into_attempt(py));
+    }
+
+    /// Is the coroutine to be cancelled?
+    #[getter]
+    fn cancelled(&self) -> bool {
+        self.task.cancelled() != Cancel::No
+    }
+}

@@ -1,0 +1,35 @@
+//! The reader's side of the log ring. The thread that reads is Python's (`dejq/_logging.py`).
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use pyo3::prelude::*;
+
+use super::job::id_text;
+use crate::log;
+
+/// (verbosity, message, job id, job type, seconds since the epoch).
+type Line = (u8, String, Option<Py<PyAny>>, Option<String>, f64);
+
+/// Sets how much is written.
+#[pyfunction]
+pub fn set_verbosity(verbosity: u8) {
+    log::set_verbosity(verbosity);
+}
+
+/// What was written since the last call, and how many lines were dropped; waits at most `wait` seconds for a
+/// first one, with the interpreter released.
+#[pyfunction]
+pub fn read_log(py: Python<'_>, wait: f64) -> (Vec<Line>, u64) {
+    let wait = Duration::try_from_secs_f64(wait).unwrap_or_default();
+    let (records, dropped) = py.detach(|| log::read(wait));
+    let lines = records
+        .into_iter()
+        .map(|record| {
+            let at = record.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+            let id = record.job.as_ref().map(|(id, _)| id_text(py, *id).into_any().unbind());
+            let job_type = record.job.map(|(_, job_type)| job_type.to_string());
+            (record.verbosity as u8, record.message, id, job_type, at)
+        })
+        .collect();
+    (lines, dropped)
+}

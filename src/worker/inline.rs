@@ -1,0 +1,68 @@
+//! Jobs run one after another on the calling thread: for tests and for the memory queue's inline mode.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::retry::{Attempt, decide};
+use super::task::{Clock, Task};
+use super::{Handlers, WorkerConfig};
+use crate::backend::{Backend, Claim, HandOff, Lease, Outcome, Settled, WorkerId};
+use crate::error::Result;
+use crate::job::{JobId, JobType};
+
+/// Nothing beats for an inline run, so its leases are long.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// Takes and settles one job at a time.
+#[derive(Debug)]
+pub struct Inline {
+    id: WorkerId,
+    backend: Arc<dyn Backend>,
+    handlers: Handlers,
+    types: Vec<JobType>,
+    config: WorkerConfig,
+    clock: Clock,
+    stop: CancellationToken,
+}
+
+impl Inline {
+    /// An inline worker over these handlers.
+    pub fn new(backend: Arc<dyn Backend>, handlers: Handlers, config: WorkerConfig) -> Self {
+        let types = handlers.all().iter().map(|spec| spec.job_type.clone()).collect();
+        let id = WorkerId(JobId::generate());
+        Self { id, backend, handlers, types, config, clock: Clock::start(), stop: CancellationToken::new() }
+    }
+
+    /// The next ready job, marked as started; never waits for one.
+    pub async fn next(&self) -> Result<Option<Arc<Task>>> {
+        let want = Claim {
+            worker: self.id,
+            types: &self.types,
+            limit: 1,
+            lease: LEASE,
+            wait: Duration::ZERO,
+            stop: &self.stop,
+        };
+        let Some(leased) = self.backend.claim(&want).await?.pop() else { return Ok(None) };
+        let Some(handler) = self.handlers.find(&leased.job.job_type) else {
+            self.backend.give_back(&[Lease { id: leased.job.id, token: leased.token }]).await?;
+            return Ok(None);
+        };
+        let task = Arc::new(Task::new(leased, handler, 0, self.clock.after(LEASE)));
+        task.start(self.clock.now());
+        Ok(Some(task))
+    }
+
+    /// Stores how a task ended, by the same rules as the worker.
+    pub async fn ended(&self, task: &Task, attempt: Attempt) -> Result<()> {
+        let spec = self.handlers.get(task.handler);
+        let max_attempts = task.job.max_attempts.or(spec.max_attempts).unwrap_or(self.config.max_attempts);
+        let backoff = spec.backoff.as_ref().unwrap_or(&self.config.backoff);
+        let outcome: Outcome = decide(attempt, task.job.attempt, max_attempts, backoff, fastrand::f64());
+        let next = HandOff { worker: self.id, types: &[], lease: LEASE };
+        self.backend.settle(&[Settled { lease: task.lease, outcome }], &next).await?;
+        Ok(())
+    }
+}
