@@ -240,7 +240,7 @@ impl Client {
             None => crate::worker::StopReport::default(),
             Some(worker) => {
                 let timeout =
-                    timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4));
+                    timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
                 let handle = handle().map_err(|error| to_py(py, &error))?;
                 // On the runtime, so that an impatient caller (Ctrl-C) leaves the stop itself going.
                 let stopping = handle.spawn(async move { worker.stop(timeout).await });

@@ -182,7 +182,7 @@ fn to_builtins<'py>(value: &Bound<'py, PyAny>) -> Result<Bound<'py, PyAny>, Refu
     let converted = TO_BUILTINS.import(py, "dejq._typed", "to_builtins")?.call1((value,))?;
     if converted.is(py.NotImplemented()) {
         return Err(Refused::value(format!(
-            "is a {}, which JSON cannot say; a body is made of None, bool, int, float, str, list, dict, \
+            "is of type {}, which JSON cannot say; a body is made of None, bool, int, float, str, list, dict, \
              dataclasses, msgspec structs and pydantic models",
             type_name(value)
         )));

@@ -120,7 +120,9 @@ fn raised(py: Python<'_>, error: &PyErr) -> Attempt {
 /// Class, text and traceback, by the standard library's own rules (causes, notes, groups).
 fn describe(py: Python<'_>, error: &PyErr) -> PyResult<Failure> {
     static DESCRIBE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let described = DESCRIBE.import(py, "dejq._failure", "describe")?.call1((error.value(py),))?;
+    // `into_value` hangs the traceback on the exception; before Python 3.12 they are apart.
+    let exception = error.clone_ref(py).into_value(py);
+    let described = DESCRIBE.import(py, "dejq._failure", "describe")?.call1((exception,))?;
     let (kind, message, traceback) = described.cast::<PyTuple>()?.extract()?;
     Ok(Failure { kind, message, traceback: Some(traceback) })
 }

@@ -215,8 +215,11 @@ impl Worker {
 
     /// Moves the deadline of a stop, begun or to come, to `timeout` from now, if that is nearer.
     pub fn hurry(&self, timeout: Duration) {
-        let end = Instant::now() + timeout;
-        self.deadline.send_modify(|deadline| *deadline = Some(deadline.map_or(end, |other| other.min(end))));
+        // A time that the clock cannot name never comes.
+        if let Some(end) = Instant::now().checked_add(timeout) {
+            self.deadline
+                .send_modify(|deadline| *deadline = Some(deadline.map_or(end, |other| other.min(end))));
+        }
     }
 
     /// How often a running task of this lane has been told to return.

@@ -1,0 +1,81 @@
+"""dejq: a very simple job queue for Python with a Rust engine.
+
+A job is a type and a JSON body. Handlers are registered per type. Several jobs in one ``enqueue`` are a chain.
+
+    client = dejq.connect("memory://")
+
+    @client.handler("greet")
+    def greet(job: dejq.Job) -> None:
+        print("hello", job.body)
+
+    with client:
+        client.dequeue_loop()
+        client.enqueue(greet.job("world"))
+"""
+
+import os as _os
+import warnings as _warnings
+
+from dejq._logging import set_verbosity
+from dejq._native import Job, PendingJob, __version__
+from dejq.backoff import Backoff
+from dejq.client import Client, connect, memory
+from dejq.errors import (
+    BackendUnavailable,
+    BodyError,
+    BodyTooLarge,
+    ClientStopped,
+    ConfigError,
+    DejqError,
+    Discard,
+    ForkedProcess,
+    NotSupported,
+    OutcomeUnknown,
+    Retry,
+    SchemaMissing,
+    SchemaOutdated,
+    UnknownJob,
+    WrongState,
+)
+from dejq.handlers import Handler, HandlerFunction
+from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport, TypeStats
+
+__all__ = [
+    "BackendUnavailable",
+    "Backoff",
+    "BodyError",
+    "BodyTooLarge",
+    "Client",
+    "ClientStopped",
+    "ConfigError",
+    "DejqError",
+    "Discard",
+    "Finding",
+    "ForkedProcess",
+    "Handler",
+    "HandlerFunction",
+    "Job",
+    "JobInfo",
+    "MigrationReport",
+    "NotSupported",
+    "OutcomeUnknown",
+    "PendingJob",
+    "Retry",
+    "SchemaMissing",
+    "SchemaOutdated",
+    "Stats",
+    "StopReport",
+    "TypeStats",
+    "UnknownJob",
+    "WrongState",
+    "__version__",
+    "connect",
+    "memory",
+    "set_verbosity",
+]
+
+if _verbosity := _os.environ.get("DEJQ_VERBOSITY"):
+    try:
+        set_verbosity(int(_verbosity))
+    except ValueError:  # ConfigError is one
+        _warnings.warn(f"DEJQ_VERBOSITY={_verbosity!r} is ignored: it must be 0, 1, 2 or 3", stacklevel=1)

@@ -1,0 +1,86 @@
+"""From the engine's log ring to the standard `logging`, on a thread of its own.
+
+The engine's threads never wait for `logging`, which may be slow, or for the interpreter, which a handler may
+hold. The price: lines arrive a moment later, and under a flood the oldest are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from dejq import _native
+from dejq.errors import ConfigError
+
+logger = logging.getLogger("dejq")
+
+_BEATS = 5  # below DEBUG, as other libraries name their TRACE
+_LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG, _BEATS)
+# The thread sleeps in the engine; it wakes for every line, and once in this time for nothing.
+_WAIT_SECONDS = 3_600.0
+
+_emitting = threading.Lock()
+_thread: threading.Thread | None = None
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Sets how much dejq writes to the logger ``dejq``, in the whole process.
+
+    Args:
+        verbosity: 0 errors only (the default); 1 also each enqueue and dequeue, with id and type; 2 also what
+            workers do inside; 3 also each beat. From 1 on the logger's level is lowered to match (INFO, DEBUG,
+            5); where the lines go is up to the handlers of `logging`, as usual.
+
+    Raises:
+        ConfigError: It is not one of these numbers.
+    """
+    if verbosity not in range(len(_LEVELS)):
+        raise ConfigError(f"verbosity {verbosity!r} must be 0 (errors), 1 (jobs), 2 (worker) or 3 (beats)")
+    logger.setLevel(logging.NOTSET if verbosity == 0 else _LEVELS[verbosity])
+    _native.set_verbosity(verbosity)
+    if verbosity > 0:
+        start()
+
+
+def start() -> None:
+    """Starts the thread, if it does not run."""
+    global _thread
+    if _thread is None or not _thread.is_alive():
+        _thread = threading.Thread(target=_pump, name="dejq-log", daemon=True)
+        _thread.start()
+
+
+def flush() -> None:
+    """Emits what has been written so far, on the calling thread."""
+    _emit(0.0)
+
+
+def _pump() -> None:
+    while True:
+        _emit(_WAIT_SECONDS)
+
+
+def _emit(wait: float) -> None:
+    lines, dropped = _native.read_log(wait)
+    with _emitting:
+        if dropped:
+            logger.error("%d log lines were dropped: logging is slower than what is to be logged", dropped)
+        for verbosity, message, job_id, job_type, at in lines:
+            level = _LEVELS[verbosity]
+            if not logger.isEnabledFor(level):
+                continue
+            record = logger.makeRecord(
+                logger.name, level, "(dejq)", 0, "%s", (_with_id(message, job_id),), None,
+                extra={"job_id": job_id, "job_type": job_type},
+            )  # fmt: skip
+            record.created = at
+            record.msecs = (at % 1) * 1000
+            logger.handle(record)
+
+
+def _with_id(message: str, job_id: str | None) -> str:
+    """The id goes behind the first line, where eyes and grep find it."""
+    if job_id is None:
+        return message
+    first, newline, rest = message.partition("\n")
+    return f"{first} [{job_id}]{newline}{rest}"

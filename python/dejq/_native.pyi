@@ -1,0 +1,199 @@
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from types import GenericAlias
+from typing import Any, Generic, TypeAlias, TypeVar, final, overload
+
+from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport
+
+__version__: str
+
+B_co = TypeVar("B_co", covariant=True, default=Any)
+T = TypeVar("T")
+
+# (initial seconds, factor, maximum seconds, jitter)
+_Backoff: TypeAlias = tuple[float, float, float, float]
+# (verbosity, message, job id, job type, seconds since the epoch)
+_Line: TypeAlias = tuple[int, str, str | None, str | None, float]
+
+class PendingJob(Generic[B_co]):
+    """A job that has been described but not enqueued.
+
+    Args:
+        type: Finds the handler; 1 to 128 of ``A-Z a-z 0-9 _ . : / -``.
+        body: Anything that JSON can say, a dataclass, a msgspec.Struct or a pydantic model; encoded by ``enqueue``.
+        delay: Seconds, or a timedelta, that the job waits after it could run: after the enqueue or, later in a
+            chain, after the end of the job before it.
+        max_attempts: Runs of the job if its handler fails; default: the handler's, then the client's.
+        unique: While a job of this type with this key (1 to 256 bytes) is not final, ``enqueue`` stores nothing
+            and returns that job's id. Single jobs only.
+        headers: Strings that travel with the job; 8 KiB at most.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    def __new__(
+        cls,
+        type: str,
+        body: B_co | None = None,
+        *,
+        delay: float | timedelta | None = None,
+        max_attempts: int | None = None,
+        unique: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> PendingJob[B_co]: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def body(self) -> B_co: ...
+    @property
+    def delay(self) -> timedelta | None: ...
+    @property
+    def max_attempts(self) -> int | None: ...
+    @property
+    def unique(self) -> str | None: ...
+    @property
+    def headers(self) -> dict[str, str]: ...
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+
+@final
+class Job:
+    """A job as its handler receives it. Everything is built when it is first asked for."""
+
+    @property
+    def id(self) -> str:
+        """A UUIDv7 as text; greater than the ids enqueued before by the same process."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def attempt(self) -> int:
+        """1 on the first run; grows with each retry."""
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """Aware, in UTC, by the millisecond."""
+
+    @property
+    def chain_id(self) -> str:
+        """The id of the first job of its chain."""
+
+    @property
+    def position(self) -> int:
+        """Its place in the chain, from 1."""
+
+    @property
+    def chain_length(self) -> int: ...
+    @property
+    def headers(self) -> dict[str, str]: ...
+    @property
+    def cancelled(self) -> bool:
+        """Return soon: the lease is lost, the time is up, an operator or a stop asks for it."""
+
+    @property
+    def body(self) -> Any:
+        """The decoded body; the same object at each call.
+
+        Raises:
+            BodyError: Somebody else put something into the store that is not JSON.
+        """
+
+    @overload
+    def decode(self) -> Any: ...
+    @overload
+    def decode(self, to: type[T]) -> T: ...
+    def decode(self, to: type[T] | None = None) -> T | Any:
+        """The body as a dataclass, TypedDict, msgspec.Struct, pydantic model or built-in type.
+
+        Raises:
+            BodyError: It does not fit; the text has the path, never the value.
+            ConfigError: dejq cannot decode to that type.
+        """
+
+    def finish(self, *, connection: object) -> None:
+        """Finishes the job within the caller's own transaction, for stores that have transactions.
+
+        Raises:
+            NotSupported: This store has none.
+        """
+
+@final
+class Client:
+    def __new__(cls, url: str, options: Mapping[str, str], backoff: _Backoff | None = None) -> Client: ...
+    def settings(self) -> tuple[str, int, int, float, bool]: ...
+    def enqueue(self, jobs: tuple[PendingJob[Any], ...], cancel_rest: bool) -> list[str]: ...
+    def enqueue_many(
+        self, chains: Iterable[PendingJob[Any] | Sequence[PendingJob[Any]]], cancel_rest: bool
+    ) -> list[str]: ...
+    def register(
+        self,
+        type: str,
+        callable: Callable[..., object],
+        wants: list[bool],
+        decoder: Callable[[bytes], Any] | None,
+        is_async: bool,
+        max_attempts: int | None,
+        backoff: _Backoff | None,
+        timeout: float | None,
+    ) -> None: ...
+    def types(self) -> list[str]: ...
+    def start(self, workers: int | None) -> tuple[SyncLane | None, AsyncLane | None]: ...
+    def drain(self, run_coroutine: Callable[[Coroutine[Any, Any, object]], None], scheduled: bool) -> int: ...
+    def run_inline(self, run_coroutine: Callable[[Coroutine[Any, Any, object]], None]) -> int: ...
+    @property
+    def is_inline(self) -> bool: ...
+    @property
+    def is_running(self) -> bool: ...
+    @property
+    def is_idle(self) -> bool: ...
+    def request_stop(self) -> None: ...
+    def hurry(self, timeout: float) -> None: ...
+    def stop(self, timeout: float | None) -> StopReport: ...
+    def stats(self) -> Stats: ...
+    def counted(self) -> dict[str, int]: ...
+    def get_job(self, id: str) -> JobInfo: ...
+    def list_jobs(
+        self,
+        state: str | None,
+        type: str | None,
+        older_than: float | timedelta | None,
+        limit: int,
+        after: str | None,
+    ) -> list[JobInfo]: ...
+    def unresponsive_jobs(self, older_than: float | timedelta) -> list[JobInfo]: ...
+    def finish_job(self, id: str) -> None: ...
+    def requeue_job(self, id: str) -> None: ...
+    def cancel_job(self, id: str) -> None: ...
+    def delete_finished(self, older_than: float | timedelta, batch: int) -> int: ...
+    def vacuum(self) -> None: ...
+    def migrate(self) -> MigrationReport: ...
+    def check(self) -> list[Finding]: ...
+
+@final
+class SyncLane:
+    @property
+    def slots(self) -> int: ...
+    def run(self) -> None: ...
+
+@final
+class AsyncLane:
+    def fileno(self) -> int: ...
+    def take(self) -> list[AsyncTask]: ...
+    def idle(self) -> None: ...
+    @property
+    def cancels(self) -> int: ...
+    @property
+    def is_over(self) -> bool: ...
+
+@final
+class AsyncTask:
+    def start(self) -> Coroutine[Any, Any, object]: ...
+    def ended(self, error: BaseException | None = None) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+
+def set_verbosity(verbosity: int) -> None: ...
+def read_log(wait: float) -> tuple[list[_Line], int]: ...
+def after_fork_in_child() -> None: ...
+def shutdown() -> None: ...

@@ -1,0 +1,482 @@
+"""The client: one queue, to enqueue jobs and to work them."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any, Literal, TypeVar, cast
+
+from dejq import _logging, _native, _threads
+from dejq._settings import as_options, find_url, seconds
+from dejq.backoff import Backoff
+from dejq.errors import ConfigError, NotSupported
+from dejq.handlers import Handler, HandlerFunction, P, R, read_signature
+from dejq.info import Finding, JobInfo, MigrationReport, State, Stats, StopReport
+
+OnFailure = Literal["continue", "cancel"]
+_Self = TypeVar("_Self", bound="Client")
+
+# What running handlers get when the interpreter goes down and nobody has called stop().
+_EXIT_SECONDS = 1.0
+# How often a draining worker looks whether it is done.
+_DRAIN_SECONDS = 0.02
+
+
+class Client:
+    """One queue: enqueue jobs, and work them.
+
+    Made by `connect` or `memory`. May be used from any thread. A context manager: leaving it is `stop`.
+
+    Args:
+        url: Names the store: ``memory://`` (a queue of its own) or ``memory://name`` (shared by the clients of
+            this process). ``None``: the environment's ``DEJQ_URL``, then ``url`` under ``[tool.dejq]`` in
+            pyproject.toml. Options may stand in its query.
+        backoff: How long to wait between attempts; for handlers that do not say.
+        **options: Override those in the URL. ``workers`` (plain handlers at once; default: the CPUs),
+            ``async_workers`` (``async def`` handlers at once; 100), ``heartbeat`` (seconds between beats; 5;
+            a lease lasts three), ``max_beats`` (beats after which a running job is stuck and cancelled; no
+            limit), ``max_attempts`` (runs of a job whose handler fails; 1: no redelivery), ``max_rescues``
+            (lost leases after which a job fails; 3), ``max_body`` (bytes; 1 MiB), ``keep_finished`` (memory:
+            finished jobs kept for inspection; 1,000), ``inline`` (memory: run handlers inside ``enqueue``).
+
+    Raises:
+        ConfigError: The URL or an option is wrong.
+    """
+
+    def __init__(self, url: str | None = None, *, backoff: Backoff | None = None, **options: Any) -> None:
+        url, self.url_source = find_url(url)
+        parts = None if backoff is None else backoff._parts()
+        self._native = _native.Client(url, as_options(options), parts)
+        self._threads: list[threading.Thread] = []
+        self._inline = 1 if self._native.is_inline else 0
+        self.store, self.workers, self.async_workers, self.heartbeat, self._in_process = self._native.settings()
+
+    def __repr__(self) -> str:
+        """Names the store, never its URL, which may hold a password."""
+        return f"<dejq.Client {self.store}>"
+
+    # ---- handlers --------------------------------------------------------------------------------------
+
+    def register_handler(
+        self,
+        type: str,
+        handler: Handler,
+        *,
+        max_attempts: int | None = None,
+        backoff: Backoff | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> None:
+        """Registers the function that runs the jobs of a type.
+
+        Args:
+            type: 1 to 128 of ``A-Z a-z 0-9 _ . : / -``.
+            handler: Takes ``(job: Job)``, ``(body: T)`` or ``(job: Job, body: T)``; ``T`` is a built-in, a
+                dataclass, a TypedDict, a msgspec.Struct or a pydantic model. ``def`` runs on one of the worker's
+                threads, ``async def`` on its event loop. Returning is success, whatever the result; raising
+                is failure.
+            max_attempts: Runs of a job whose handler fails; default: the client's.
+            backoff: Waits between the attempts; default: the client's.
+            timeout: Longest run time of one attempt, in seconds or as a timedelta. After it ``job.cancelled``
+                is true, a coroutine is cancelled, and the attempt counts as failed once the handler returns.
+
+        Raises:
+            ConfigError: The type is not one, has a handler already, or the handler cannot be called this way;
+                or the worker has started.
+            ClientStopped: The client was stopped.
+        """
+        signature = read_signature(type, handler)
+        self._native.register(
+            type,
+            handler,
+            signature.wants,
+            signature.decoder,
+            signature.is_async,
+            max_attempts,
+            None if backoff is None else backoff._parts(),
+            seconds(timeout, "timeout"),
+        )
+
+    def handler(
+        self,
+        type: str,
+        *,
+        max_attempts: int | None = None,
+        backoff: Backoff | None = None,
+        timeout: float | timedelta | None = None,
+    ) -> Callable[[Callable[P, R]], HandlerFunction[P, R]]:
+        """Decorates a function as the handler of a type; see `register_handler` for the arguments.
+
+        The function stays what it was and gains ``function.job(body, **options)``, which makes a `PendingJob`.
+        """
+
+        def decorate(function: Callable[P, R]) -> HandlerFunction[P, R]:
+            self.register_handler(
+                type, cast(Handler, function), max_attempts=max_attempts, backoff=backoff, timeout=timeout
+            )
+
+            def job(body: Any = None, **options: Any) -> _native.PendingJob[Any]:
+                return _native.PendingJob(type, body, **options)
+
+            handled = cast(HandlerFunction[P, R], function)
+            handled.job = job  # type: ignore[method-assign]  # a plain function takes attributes
+            return handled
+
+        return decorate
+
+    @property
+    def types(self) -> list[str]:
+        """The types that have handlers."""
+        return self._native.types()
+
+    # ---- enqueue ---------------------------------------------------------------------------------------
+
+    def enqueue(
+        self,
+        *jobs: _native.PendingJob[Any],
+        on_failure: OnFailure = "continue",
+        connection: object | None = None,
+    ) -> list[str]:
+        """Stores jobs; several in one call are a chain, each started only after the one before it is final.
+
+        Args:
+            *jobs: At least one. Bodies are encoded now; what happens to the objects later does not matter.
+            on_failure: What becomes of the rest of a chain when a job in it fails for good: ``"continue"``
+                (it runs all the same) or ``"cancel"``.
+            connection: The caller's own database connection, to enqueue within its transaction. For stores
+                that have transactions.
+
+        Returns:
+            The ids, in the order of the jobs. For a job with ``unique=`` whose key is taken: the id of the job
+            that holds it, and nothing is stored.
+
+        Raises:
+            BodyError: A body is not JSON; the text has the path.
+            BodyTooLarge: A body is larger than the store takes.
+            BackendUnavailable: The store does not answer; nothing was stored.
+            OutcomeUnknown: The store's answer was lost.
+            ConfigError: No job was given, or a unique job in a chain.
+            NotSupported: ``connection=`` on a store without transactions.
+            ClientStopped: The client was stopped.
+            ForkedProcess: The client comes from a parent process.
+        """
+        if connection is not None:
+            self._refuse_connection()
+        ids = self._native.enqueue(jobs, _cancels_rest(on_failure))
+        if self._inline:
+            self._native.run_inline(_threads.run_coroutine)
+        return ids
+
+    async def aenqueue(
+        self,
+        *jobs: _native.PendingJob[Any],
+        on_failure: OnFailure = "continue",
+        connection: object | None = None,
+    ) -> list[str]:
+        """`enqueue` for coroutines: does not block the event loop while the store answers."""
+        if self._in_process and not self._inline:
+            return self.enqueue(*jobs, on_failure=on_failure, connection=connection)
+        return await asyncio.to_thread(self.enqueue, *jobs, on_failure=on_failure, connection=connection)
+
+    def enqueue_many(
+        self,
+        chains: Iterable[_native.PendingJob[Any] | Sequence[_native.PendingJob[Any]]],
+        *,
+        on_failure: OnFailure = "continue",
+    ) -> list[str]:
+        """Stores many independent jobs, and chains (each a sequence), in one call: all of them or none.
+
+        Returns and raises as `enqueue`; the ids of all jobs come in one list.
+        """
+        ids = self._native.enqueue_many(chains, _cancels_rest(on_failure))
+        if self._inline:
+            self._native.run_inline(_threads.run_coroutine)
+        return ids
+
+    # ---- work ------------------------------------------------------------------------------------------
+
+    def dequeue_loop(self, workers: int | None = None) -> None:
+        """Starts to take and run jobs, in the background, and returns.
+
+        Args:
+            workers: Plain handlers at once; default: the client's.
+
+        Raises:
+            ConfigError: No handlers are registered, or the client is inline.
+            WrongState: It has been started already.
+            ClientStopped: The client was stopped.
+        """
+        lanes = self._native.start(workers)
+        _logging.start()
+        _started.add(self)
+        try:
+            self._threads = _threads.start(*lanes)
+        except BaseException:
+            self._native.stop(0.0)
+            raise
+
+    def run(self, *, drain: bool = False) -> None:
+        """Works until a signal comes (SIGTERM, or Ctrl-C), then stops gracefully: for a main program.
+
+        A second signal cuts the waiting short: handlers are told to return, and what they leave is given back.
+
+        Args:
+            drain: End by itself when no job is ready or running.
+
+        Raises:
+            ConfigError: As `dequeue_loop`.
+        """
+        wanted = threading.Event()
+        with _signals(wanted, lambda: self._native.hurry(0.0)):
+            self.dequeue_loop()
+            try:
+                if drain:
+                    while not wanted.is_set() and not self._is_drained():
+                        time.sleep(_DRAIN_SECONDS)
+                else:
+                    wanted.wait()
+            finally:
+                self.stop()
+
+    def stop(self, timeout: float | timedelta | None = None) -> StopReport:
+        """Stops gracefully: takes no new job, gives unstarted ones back, lets every started handler finish.
+
+        The client then takes no more jobs, but still answers `stats`, `get_job` and the like. Safe before
+        `dequeue_loop`, twice, and from several threads; called by a handler, it only asks for the stop.
+
+        Args:
+            timeout: Seconds to wait for running handlers; default: for ever. After it ``job.cancelled`` is
+                true and coroutines are cancelled; those that do not return soon are left behind, and their
+                jobs go to other workers when their leases run out.
+
+        Returns:
+            What was done.
+        """
+        if threading.current_thread() in self._threads:
+            self._native.request_stop()
+            return StopReport(finished=0, given_back=0, abandoned=0, forced=False)
+        report = self._native.stop(seconds(timeout, "timeout"))
+        for thread in self._threads:
+            thread.join(0.05 if report.abandoned else None)
+        _logging.flush()
+        return report
+
+    async def astop(self, timeout: float | timedelta | None = None) -> StopReport:
+        """`stop` for coroutines."""
+        return await asyncio.to_thread(self.stop, timeout)
+
+    def _is_drained(self) -> bool:
+        if not self._native.is_idle:
+            return False
+        stats = self.stats().by_type
+        return all(not counts.ready and not counts.running for name, counts in stats.items() if name in self.types)
+
+    def _stop_at_exit(self) -> None:
+        """The interpreter goes down: a short stop, so that acknowledgements are stored and nothing crashes."""
+        report = self._native.stop(_EXIT_SECONDS)
+        if report.abandoned:
+            _threads.interrupt(self._threads)
+
+    # ---- what is in the store --------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Counts what is in the store, at a cost that does not grow with the backlog."""
+        return self._native.stats()
+
+    async def astats(self) -> Stats:
+        """`stats` for coroutines."""
+        return self.stats() if self._in_process else await asyncio.to_thread(self.stats)
+
+    def get_job(self, id: str) -> JobInfo:
+        """Looks up one job.
+
+        Raises:
+            UnknownJob: There is none, or it was deleted.
+            NotSupported: The store cannot look up jobs.
+        """
+        return self._native.get_job(id)
+
+    def list_jobs(
+        self,
+        *,
+        state: State | None = None,
+        type: str | None = None,
+        older_than: float | timedelta | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[JobInfo]:
+        """Lists jobs that fulfil all conditions, sorted by id, which is the order of enqueueing.
+
+        Args:
+            state: Only this state.
+            type: Only this type.
+            older_than: Only jobs enqueued longer ago (seconds or a timedelta).
+            limit: Most results.
+            after: Only ids after this one: the last id of the page before.
+
+        Raises:
+            ConfigError: There is no such state, or a number is out of range.
+            NotSupported: The store cannot list jobs.
+        """
+        return self._native.list_jobs(state, type, older_than, limit, after)
+
+    def unresponsive_jobs(self, older_than: float | timedelta) -> list[JobInfo]:
+        """Lists running jobs that had no beat for that long. Workers rescue them by themselves."""
+        return self._native.unresponsive_jobs(older_than)
+
+    def finish_job(self, id: str) -> None:
+        """Declares a job finished; the next one of its chain runs. A running handler is told to return.
+
+        Raises:
+            UnknownJob: There is none.
+            WrongState: It is final already.
+        """
+        self._native.finish_job(id)
+
+    def requeue_job(self, id: str) -> None:
+        """Runs a job again that failed, was cancelled, is scheduled or was lost; its attempts count anew.
+
+        Raises:
+            UnknownJob: There is none.
+            WrongState: It is finished or waits already, a later job of its chain has started, or another job
+                holds its unique key.
+        """
+        self._native.requeue_job(id)
+
+    def cancel_job(self, id: str) -> None:
+        """Cancels a job. A running one is told to return by its worker's next beat.
+
+        Raises:
+            UnknownJob: There is none.
+            WrongState: It is final already.
+        """
+        self._native.cancel_job(id)
+
+    def delete_finished(self, older_than: float | timedelta, *, batch: int = 1000) -> int:
+        """Deletes jobs that became final longer ago, at most `batch`; returns how many.
+
+        Call it again while it returns `batch`. Final are finished, failed and cancelled jobs.
+        """
+        return self._native.delete_finished(older_than, batch)
+
+    def vacuum(self) -> None:
+        """Gives back space that deleted jobs took."""
+        self._native.vacuum()
+
+    def migrate(self) -> MigrationReport:
+        """Creates or upgrades what the store needs. Nothing to do on memory."""
+        return self._native.migrate()
+
+    def check(self) -> list[Finding]:
+        """Looks for what would go wrong later: what ``dejq doctor`` prints."""
+        findings = [Finding(level="ok", name="url", text=f"{self.store} (from {self.url_source})")]
+        if self.store == "memory":
+            findings.append(
+                Finding(
+                    level="warn",
+                    name="durability",
+                    text="jobs are kept in this process and are lost when it ends",
+                    fix="fine for tests and development; name a durable store for production",
+                )
+            )
+        findings += self._native.check()
+        if types := self.types:
+            findings.append(Finding(level="ok", name="handlers", text=", ".join(types)))
+        return findings
+
+    # ---- context managers ------------------------------------------------------------------------------
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self: _Self) -> _Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.astop()
+
+    def _refuse_connection(self) -> None:
+        raise NotSupported(
+            f"enqueue(connection=…) is not possible on {self.store}: it has no transactions to join; leave it out, "
+            "and enqueue after your transaction has committed"
+        )
+
+
+def connect(url: str | None = None, **options: Any) -> Client:
+    """Makes a client of the store that a URL names; see `Client` for URLs and options."""
+    return Client(url, **options)
+
+
+def memory(name: str | None = None, *, inline: bool = False, **options: Any) -> Client:
+    """Makes a client of a queue in this process, which is lost when the process ends.
+
+    Args:
+        name: Clients that give the same name share the queue; default: a queue of its own.
+        inline: Run handlers inside ``enqueue``, which raises what they raise: for tests and development.
+        **options: See `Client`.
+    """
+    return Client(f"memory://{name or ''}", inline=inline or None, **options)
+
+
+def _cancels_rest(on_failure: OnFailure) -> bool:
+    if on_failure == "continue":
+        return False
+    if on_failure == "cancel":
+        return True
+    raise ConfigError(f'on_failure={on_failure!r} must be "continue" or "cancel"')
+
+
+@contextmanager
+def _signals(wanted: threading.Event, hurry: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT set `wanted`, and hurry when it is set; elsewhere than on the main thread, nothing."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if wanted.is_set():
+            hurry()
+        wanted.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- the end of the process ------------------------------------------------------------------------------
+
+_started: weakref.WeakSet[Client] = weakref.WeakSet()
+_pid = os.getpid()
+
+
+def _at_exit() -> None:
+    if os.getpid() != _pid:
+        return  # a forked child has none of the threads
+    for client in list(_started):
+        client._stop_at_exit()
+    _native.shutdown()
+    _logging.flush()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_native.after_fork_in_child)
+
+

@@ -1,0 +1,139 @@
+"""What dejq reports about jobs, stores and stops. ``None`` means that the store cannot tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+State = Literal["blocked", "scheduled", "ready", "running", "finished", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeStats:
+    """Counts of the jobs of one type.
+
+    Attributes:
+        ready: Waiting for a worker.
+        scheduled: Waiting for their time: a delay or a retry.
+        blocked: Waiting for the job before them in their chain.
+        running: Held by a worker.
+        finished: Ended well, since the store was made.
+        failed: Ended as failed, and not run again since.
+        cancelled: Ended as cancelled, and not run again since.
+        oldest_ready: Age of the job that has waited for a worker for the longest time; ``None`` if none waits.
+    """
+
+    ready: int | None
+    scheduled: int | None
+    blocked: int | None
+    running: int | None
+    finished: int | None
+    failed: int | None
+    cancelled: int | None
+    oldest_ready: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats(TypeStats):
+    """Counts of all jobs of a store.
+
+    Attributes:
+        enqueued_jobs: Waiting to run: ready, scheduled and blocked together.
+        by_type: The same counts for each type.
+        workers: Workers that are alive.
+    """
+
+    enqueued_jobs: int
+    by_type: Mapping[str, TypeStats]
+    workers: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopReport:
+    """What a stop did.
+
+    Attributes:
+        finished: Jobs whose handlers ended during the stop.
+        given_back: Jobs given back, unstarted or cut short, for other workers to run.
+        abandoned: Handlers that had not returned when the stop ended. Their leases run out, then others get
+            the jobs.
+        forced: The timeout came before the last handler returned.
+    """
+
+    finished: int
+    given_back: int
+    abandoned: int
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInfo:
+    """A job as an operator sees it. Times are aware, in UTC.
+
+    Attributes:
+        attempt: Number of the last attempt that started; 0 before the first.
+        max_attempts: As the job itself asked; ``None`` leaves it to the handler or the client.
+        rescues: How often its lease ran out.
+        raw_body: The body as JSON text; see `body`. Not part of ``repr``.
+        due_at: When a scheduled job becomes ready.
+        started_at: When the current attempt started.
+        last_beat_at: When its lease was last renewed.
+        finished_at: When it became final.
+        error: Why the last attempt did not succeed, in one line. Not part of ``repr``.
+        traceback: The same in full. Not part of ``repr``.
+    """
+
+    id: str
+    type: str
+    state: State
+    attempt: int
+    max_attempts: int | None
+    rescues: int
+    chain_id: str
+    position: int
+    chain_length: int
+    headers: Mapping[str, str]
+    raw_body: bytes = field(repr=False)
+    enqueued_at: datetime
+    due_at: datetime | None
+    started_at: datetime | None
+    last_beat_at: datetime | None
+    finished_at: datetime | None
+    error: str | None = field(repr=False)
+    traceback: str | None = field(repr=False)
+
+    @property
+    def body(self) -> Any:
+        """The body, decoded anew at each call."""
+        return json.loads(self.raw_body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One result of `Client.check`.
+
+    Attributes:
+        level: ``ok``, ``warn`` (works, at a risk or a cost) or ``error`` (will not work).
+        name: What was looked at.
+        text: What was found.
+        fix: What to do about it.
+    """
+
+    level: Literal["ok", "warn", "error"]
+    name: str
+    text: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationReport:
+    """What `Client.migrate` did.
+
+    Attributes:
+        applied: The steps taken, in order; empty when there was nothing to do.
+    """
+
+    applied: tuple[str, ...]

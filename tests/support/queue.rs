@@ -1,0 +1,296 @@
+//! The queue under test. Time is counted in ticks, so that a store with a clock of its own can have long ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dejq::backend::memory::{MemoryBackend, MemoryOptions};
+use dejq::backend::{
+    Backend, Claim, Counts, HandOff, Lease, Leased, Outcome, Rescued, Revocation, SettleReply, Settled, WorkerId,
+};
+use dejq::error::ErrorKind;
+use dejq::job::{JobId, JobType, NewJob, OnFailure, State};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{assert_refused, chain, count, failure, job, lease};
+
+/// Ticks that a lease lasts, and a half, so that no test depends on what happens at the very end of one.
+pub const LEASE: u32 = 10;
+
+/// Where the jobs of a test are kept.
+#[derive(Debug, Clone, Copy)]
+pub enum Store {
+    Memory,
+}
+
+/// An empty queue, as one worker sees it.
+#[derive(Debug, Clone)]
+pub struct TestQueue {
+    pub backend: Arc<dyn Backend>,
+    pub worker: WorkerId,
+    store: Store,
+    tick: Duration,
+}
+
+/// A claim that waits in the background.
+#[derive(Debug)]
+pub struct Claiming {
+    task: JoinHandle<Vec<Leased>>,
+    pub stop: CancellationToken,
+}
+
+impl Claiming {
+    /// What it brought.
+    pub async fn end(self) -> Vec<Leased> {
+        self.task.await.unwrap()
+    }
+}
+
+impl TestQueue {
+    /// A fresh queue that shares nothing with others.
+    #[allow(clippy::unused_async)] // a store with a server connects here
+    pub async fn open(store: Store) -> Self {
+        let (backend, tick): (Arc<dyn Backend>, _) = match store {
+            Store::Memory => (MemoryBackend::new(MemoryOptions::default()), Duration::from_secs(1)),
+        };
+        Self { backend, worker: WorkerId(JobId::generate()), store, tick }
+    }
+
+    /// Another fresh queue of the same store.
+    pub async fn another(&self) -> Self {
+        Self::open(self.store).await
+    }
+
+    /// The same queue as another worker sees it.
+    pub fn other_worker(&self) -> Self {
+        Self { worker: WorkerId(JobId::generate()), ..self.clone() }
+    }
+
+    // ---- time --------------------------------------------------------------------------------------
+
+    pub fn ticks(&self, ticks: u32) -> Duration {
+        self.tick * ticks
+    }
+
+    /// Lets time go by. The only sleep of the suite: what is tested is that time passes; the clock of the
+    /// memory store is paused, where this takes no time.
+    pub async fn pass(&self, ticks: u32) {
+        sleep(self.ticks(ticks)).await;
+    }
+
+    /// The whole ticks since `start`.
+    pub fn ticks_since(&self, start: Instant) -> u32 {
+        (start.elapsed().as_millis() / self.tick.as_millis()) as u32
+    }
+
+    fn lease_time(&self) -> Duration {
+        self.ticks(LEASE) + self.tick / 2
+    }
+
+    // ---- clients -----------------------------------------------------------------------------------
+
+    pub async fn enqueue(&self, job_type: &str) -> JobId {
+        self.put(&[job(job_type)]).await[0]
+    }
+
+    /// A chain of these types that goes on after a failure.
+    pub async fn enqueue_chain<const N: usize>(&self, types: [&str; N]) -> [JobId; N] {
+        self.put(&chain(types, OnFailure::Continue)).await.try_into().unwrap()
+    }
+
+    pub async fn put(&self, jobs: &[NewJob]) -> Vec<JobId> {
+        self.backend.enqueue(jobs).await.unwrap()
+    }
+
+    // ---- workers -----------------------------------------------------------------------------------
+
+    /// What is ready now.
+    pub async fn claim(&self, types: &[&str], limit: usize) -> Vec<Leased> {
+        self.claim_until(types, limit, 0, &CancellationToken::new()).await
+    }
+
+    /// The oldest job of this type, which must be ready.
+    pub async fn take(&self, job_type: &str) -> Leased {
+        let mut leased = self.claim(&[job_type], 1).await;
+        assert_eq!(leased.len(), 1, "{job_type} jobs that are ready");
+        leased.remove(0)
+    }
+
+    /// No job of this type is ready.
+    pub async fn assert_none_ready(&self, job_type: &str) {
+        let leased = self.claim(&[job_type], 1).await;
+        assert!(leased.is_empty(), "ready, but should not be: {leased:?}");
+    }
+
+    /// Waits for a job in the background; it waits already when this returns.
+    pub async fn start_claim(&self, job_type: &str, wait: u32) -> Claiming {
+        let (queue, job_type, stop) = (self.clone(), job_type.to_owned(), CancellationToken::new());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move { queue.claim_until(&[&job_type], 10, wait, &stopped).await });
+        self.pass(1).await;
+        assert!(!task.is_finished(), "the claim did not wait");
+        Claiming { task, stop }
+    }
+
+    pub async fn claim_until(
+        &self,
+        types: &[&str],
+        limit: usize,
+        wait: u32,
+        stop: &CancellationToken,
+    ) -> Vec<Leased> {
+        let want = Claim {
+            worker: self.worker,
+            types: &as_types(types),
+            limit,
+            lease: self.lease_time(),
+            wait: self.ticks(wait),
+            stop,
+        };
+        self.backend.claim(&want).await.unwrap()
+    }
+
+    pub async fn beat(&self, leases: &[Lease]) -> Vec<(Lease, Revocation)> {
+        self.backend.extend(self.worker, leases, self.lease_time()).await.unwrap()
+    }
+
+    /// The leases are still ours, and nobody asked to let go of them.
+    pub async fn assert_held(&self, leased: &Leased) {
+        assert_eq!(self.beat(&[lease(leased)]).await, []);
+    }
+
+    pub async fn give_back(&self, leased: &[Leased]) {
+        let leases: Vec<Lease> = leased.iter().map(lease).collect();
+        self.backend.give_back(&leases).await.unwrap();
+    }
+
+    pub async fn rescue(&self, max_rescues: u32) -> Rescued {
+        self.backend.rescue(max_rescues).await.unwrap()
+    }
+
+    /// The worker of these jobs dies, and others notice.
+    pub async fn lose_worker(&self) {
+        self.pass(LEASE + 1).await;
+        assert_ne!(self.rescue(3).await, Rescued::default(), "nothing was rescued");
+    }
+
+    // ---- how attempts end --------------------------------------------------------------------------
+
+    pub async fn settle_all(&self, done: &[Settled], hand_over: &[&str]) -> SettleReply {
+        let types = as_types(hand_over);
+        let next = HandOff { worker: self.worker, types: &types, lease: self.lease_time() };
+        self.backend.settle(done, &next).await.unwrap()
+    }
+
+    /// Ends an attempt whose lease is current.
+    pub async fn settle(&self, leased: &Leased, outcome: Outcome, hand_over: &[&str]) -> SettleReply {
+        let reply = self.settle_all(&[Settled { lease: lease(leased), outcome }], hand_over).await;
+        assert_eq!(reply.lost, [] as [usize; 0], "the lease was lost");
+        reply
+    }
+
+    pub async fn finish(&self, leased: &Leased) {
+        self.settle(leased, Outcome::Finished, &[]).await;
+    }
+
+    /// Finishes the job and takes the next one of its chain in the same step.
+    pub async fn finish_and_take(&self, leased: &Leased, next_type: &str) -> Leased {
+        super::handed_over(self.settle(leased, Outcome::Finished, &[next_type]).await)
+    }
+
+    pub async fn fail(&self, leased: &Leased) {
+        self.settle(leased, Outcome::Failed(failure()), &[]).await;
+    }
+
+    pub async fn retry(&self, leased: &Leased, after: u32) {
+        let after = self.ticks(after);
+        self.settle(leased, Outcome::Retry { after, failure: failure() }, &[]).await;
+    }
+
+    /// The end of the attempt is refused, because its lease is no longer current.
+    pub async fn assert_lost(&self, leased: &Leased, outcome: Outcome) {
+        let reply = self.settle_all(&[Settled { lease: lease(leased), outcome }], &[]).await;
+        assert_eq!(reply.lost, [0], "a stale lease was not reported");
+    }
+
+    // ---- operators ---------------------------------------------------------------------------------
+
+    /// The store, when operators can look into it. When they cannot, proves that each of their operations is
+    /// refused clearly; nothing else is left to test then.
+    pub async fn operator(&self) -> Option<&dyn Backend> {
+        let guarantees = self.backend.guarantees();
+        if guarantees.inspects {
+            return Some(&*self.backend);
+        }
+        let (id, age) = (JobId::generate(), Duration::ZERO);
+        let refused = &ErrorKind::NotSupported;
+        assert_refused(self.backend.get(id).await, refused, guarantees.store);
+        assert_refused(self.backend.list(&dejq::backend::Filter::default()).await, refused, guarantees.store);
+        assert_refused(self.backend.unresponsive(age).await, refused, guarantees.store);
+        assert_refused(self.backend.finish(id).await, refused, guarantees.store);
+        assert_refused(self.backend.requeue(id).await, refused, guarantees.store);
+        assert_refused(self.backend.cancel(id).await, refused, guarantees.store);
+        assert_refused(self.backend.delete_finished(age, 1).await, refused, guarantees.store);
+        None
+    }
+
+    /// The job is in this state, as far as operators can see jobs here.
+    pub async fn assert_state(&self, id: JobId, state: State) {
+        if let Some(operator) = self.operator().await {
+            assert_eq!(operator.get(id).await.unwrap().state, state);
+        }
+    }
+
+    /// So many jobs are in these states and none in others. A store that operators can look into tells every
+    /// count, another one those that it can.
+    pub async fn assert_counts(&self, expected: &[(State, u64)]) {
+        let stats = self.backend.stats().await.unwrap();
+        self.assert_these(&stats.total, expected);
+    }
+
+    /// The same for one type.
+    pub async fn assert_counts_of(&self, job_type: &str, expected: &[(State, u64)]) {
+        let stats = self.backend.stats().await.unwrap();
+        self.assert_these(&stats.by_type[job_type], expected);
+    }
+
+    fn assert_these(&self, counts: &Counts, expected: &[(State, u64)]) {
+        let must_tell = self.backend.guarantees().inspects;
+        for state in State::ALL {
+            let expected = expected.iter().find(|(of, _)| *of == state).map_or(0, |(_, count)| *count);
+            match count(counts, state) {
+                None => assert!(!must_tell, "the number of {} jobs is not told", state.as_str()),
+                Some(count) => assert_eq!(count, expected, "number of {} jobs", state.as_str()),
+            }
+        }
+    }
+
+    // ---- concurrency -------------------------------------------------------------------------------
+
+    /// Runs as many workers as asked for, each on a thread with a runtime of its own, until all have ended.
+    pub async fn in_parallel<T, F>(&self, workers: usize, work: impl Fn(Self) -> F) -> Vec<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let threads: Vec<_> = (0..workers)
+            .map(|_| {
+                let work = work(self.other_worker());
+                tokio::task::spawn_blocking(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(work)
+                })
+            })
+            .collect();
+        let mut results = Vec::with_capacity(workers);
+        for thread in threads {
+            results.push(thread.await.unwrap());
+        }
+        results
+    }
+}
+
+fn as_types(names: &[&str]) -> Vec<JobType> {
+    names.iter().map(|name| super::a_type(name)).collect()
+}
