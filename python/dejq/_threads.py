@@ -6,14 +6,16 @@ handler that never returns does not keep the process alive); `Client.stop` and t
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dejq import _native
+
+# asyncio is half of the import time of dejq, and a program without `async def` handlers never needs it.
+if TYPE_CHECKING:
+    import asyncio
 
 # What handlers get to unwind in when the interpreter goes down around them.
 _UNWIND_SECONDS = 0.2
@@ -39,6 +41,8 @@ def interrupt(threads: list[threading.Thread]) -> None:
     Only for the end of the process: a thread that came back from a C call while the interpreter is being torn
     down would be ended by force, through frames of the engine that do not allow it.
     """
+    import ctypes
+
     alive = [thread for thread in threads if thread.is_alive()]
     for thread in alive:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
@@ -48,6 +52,8 @@ def interrupt(threads: list[threading.Thread]) -> None:
 
 def run_coroutine(coroutine: Coroutine[Any, Any, object]) -> None:
     """Runs a coroutine to its end, on a loop and a thread of its own: the calling thread may have a loop already."""
+    import asyncio
+
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -64,6 +70,8 @@ def run_coroutine(coroutine: Coroutine[Any, Any, object]) -> None:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
+    import asyncio
+
     try:
         import uvloop
     except ImportError:
@@ -74,6 +82,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _run_loop(lane: _native.AsyncLane) -> None:
+    import asyncio
+
     loop = _new_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -85,6 +95,8 @@ def _run_loop(lane: _native.AsyncLane) -> None:
 
 
 async def _serve(lane: _native.AsyncLane) -> None:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     spawn = _spawner(loop)
     over = loop.create_future()
@@ -130,6 +142,8 @@ async def _serve(lane: _native.AsyncLane) -> None:
 
 def _spawner(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]:
     if sys.version_info >= (3, 12):
+        import asyncio
+
         # A coroutine that never waits needs no turn of the loop.
         return lambda coroutine: asyncio.Task(coroutine, loop=loop, eager_start=True)
     return loop.create_task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import signal
@@ -24,6 +23,7 @@ from dejq.info import Finding, JobInfo, MigrationReport, State, Stats, StopRepor
 
 OnFailure = Literal["continue", "cancel"]
 _Self = TypeVar("_Self", bound="Client")
+_T = TypeVar("_T")
 
 # What running handlers get when the interpreter goes down and nobody has called stop().
 _EXIT_SECONDS = 1.0
@@ -184,7 +184,7 @@ class Client:
         """`enqueue` for coroutines: does not block the event loop while the store answers."""
         if self._in_process and not self._inline:
             return self.enqueue(*jobs, on_failure=on_failure, connection=connection)
-        return await asyncio.to_thread(self.enqueue, *jobs, on_failure=on_failure, connection=connection)
+        return await _in_thread(self.enqueue, *jobs, on_failure=on_failure, connection=connection)
 
     def enqueue_many(
         self,
@@ -271,7 +271,7 @@ class Client:
 
     async def astop(self, timeout: float | timedelta | None = None) -> StopReport:
         """`stop` for coroutines."""
-        return await asyncio.to_thread(self.stop, timeout)
+        return await _in_thread(self.stop, timeout)
 
     def _is_drained(self) -> bool:
         if not self._native.is_idle:
@@ -293,7 +293,7 @@ class Client:
 
     async def astats(self) -> Stats:
         """`stats` for coroutines."""
-        return self.stats() if self._in_process else await asyncio.to_thread(self.stats)
+        return self.stats() if self._in_process else await _in_thread(self.stats)
 
     def get_job(self, id: str) -> JobInfo:
         """Looks up one job.
@@ -439,6 +439,13 @@ def _cancels_rest(on_failure: OnFailure) -> bool:
     if on_failure == "cancel":
         return True
     raise ConfigError(f'on_failure={on_failure!r} must be "continue" or "cancel"')
+
+
+async def _in_thread(function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    # Imported where a loop runs already: asyncio is half of the import time of the rest.
+    from asyncio import to_thread
+
+    return await to_thread(function, *args, **kwargs)
 
 
 @contextmanager

