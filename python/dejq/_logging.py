@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 
 from dejq import _native
 from dejq.errors import ConfigError
@@ -19,7 +20,8 @@ _LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG, _BEATS)
 # The thread sleeps in the engine; it wakes for every line, and once in this time for nothing.
 _WAIT_SECONDS = 3_600.0
 
-_emitting = threading.Lock()
+# Reentrant: a signal handler, or a handler of `logging`, may call something that flushes.
+_emitting = threading.RLock()
 _thread: threading.Thread | None = None
 
 
@@ -34,7 +36,7 @@ def set_verbosity(verbosity: int) -> None:
     Raises:
         ConfigError: It is not one of these numbers.
     """
-    if verbosity not in range(len(_LEVELS)):
+    if not isinstance(verbosity, int) or verbosity not in range(len(_LEVELS)):
         raise ConfigError(f"verbosity {verbosity!r} must be 0 (errors), 1 (jobs), 2 (worker) or 3 (beats)")
     logger.setLevel(logging.NOTSET if verbosity == 0 else _LEVELS[verbosity])
     _native.set_verbosity(verbosity)
@@ -53,6 +55,14 @@ def start() -> None:
 def flush() -> None:
     """Emits what has been written so far, on the calling thread."""
     _emit(0.0)
+
+
+def after_fork_in_child() -> None:
+    """Forgets the parent's thread and what it was about to emit, and a lock that it may have held."""
+    global _emitting, _thread
+    _emitting = threading.RLock()
+    _thread = None
+    _native.read_log(0.0)
 
 
 def _pump() -> None:
@@ -75,7 +85,12 @@ def _emit(wait: float) -> None:
             )  # fmt: skip
             record.created = at
             record.msecs = (at % 1) * 1000
-            logger.handle(record)
+            try:
+                logger.handle(record)
+            except Exception:
+                # Of a filter or a handler of the user's; `logging` itself reports such errors the same way.
+                if logging.raiseExceptions:
+                    traceback.print_exc()
 
 
 def _with_id(message: str, job_id: str | None) -> str:

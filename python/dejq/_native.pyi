@@ -1,21 +1,39 @@
+import builtins
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import GenericAlias
 from typing import Any, Generic, TypeAlias, TypeVar, final, overload
 
+from typing_extensions import Self, disjoint_base
+
 from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport
+
+__all__ = [
+    "AsyncLane",
+    "AsyncTask",
+    "Client",
+    "Job",
+    "PendingJob",
+    "SyncLane",
+    "__version__",
+    "after_fork_in_child",
+    "read_log",
+    "set_verbosity",
+    "shutdown",
+]
 
 __version__: str
 
-B_co = TypeVar("B_co", covariant=True, default=Any)
-T = TypeVar("T")
+_B_co = TypeVar("_B_co", covariant=True, default=Any)
+_T = TypeVar("_T")
 
 # (initial seconds, factor, maximum seconds, jitter)
 _Backoff: TypeAlias = tuple[float, float, float, float]
 # (verbosity, message, job id, job type, seconds since the epoch)
 _Line: TypeAlias = tuple[int, str, str | None, str | None, float]
 
-class PendingJob(Generic[B_co]):
+@disjoint_base
+class PendingJob(Generic[_B_co]):
     """A job that has been described but not enqueued.
 
     Args:
@@ -35,17 +53,17 @@ class PendingJob(Generic[B_co]):
     def __new__(
         cls,
         type: str,
-        body: B_co | None = None,
+        body: _B_co | None = None,
         *,
         delay: float | timedelta | None = None,
         max_attempts: int | None = None,
         unique: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> PendingJob[B_co]: ...
+    ) -> Self: ...
     @property
     def type(self) -> str: ...
     @property
-    def body(self) -> B_co: ...
+    def body(self) -> _B_co: ...
     @property
     def delay(self) -> timedelta | None: ...
     @property
@@ -55,7 +73,7 @@ class PendingJob(Generic[B_co]):
     @property
     def headers(self) -> dict[str, str]: ...
     @classmethod
-    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+    def __class_getitem__(cls, item: object) -> GenericAlias: ...
 
 @final
 class Job:
@@ -100,10 +118,9 @@ class Job:
         """
 
     @overload
-    def decode(self) -> Any: ...
+    def decode(self, to: None = None) -> Any: ...
     @overload
-    def decode(self, to: type[T]) -> T: ...
-    def decode(self, to: type[T] | None = None) -> T | Any:
+    def decode(self, to: builtins.type[_T]) -> _T:
         """The body as a dataclass, TypedDict, msgspec.Struct, pydantic model or built-in type.
 
         Raises:
@@ -147,7 +164,7 @@ class Client:
     def is_running(self) -> bool: ...
     @property
     def is_idle(self) -> bool: ...
-    def request_stop(self) -> None: ...
+    def request_stop(self, timeout: float | None) -> None: ...
     def hurry(self, timeout: float) -> None: ...
     def stop(self, timeout: float | None) -> StopReport: ...
     def stats(self) -> Stats: ...
@@ -179,7 +196,10 @@ class SyncLane:
 @final
 class AsyncLane:
     def fileno(self) -> int: ...
-    def take(self) -> list[AsyncTask]: ...
+    @property
+    def slots(self) -> int: ...
+    def woken(self) -> None: ...
+    def take(self, most: int) -> list[AsyncTask]: ...
     def idle(self) -> None: ...
     @property
     def cancels(self) -> int: ...

@@ -10,6 +10,9 @@ from typing import Any
 
 from dejq.errors import ConfigError
 
+# Longer times mean nothing, and overflow somewhere.
+_LONGEST_SECONDS = 36_500 * 86_400
+
 
 def find_url(url: str | None) -> tuple[str, str]:
     """Returns the store's URL and where it comes from.
@@ -63,7 +66,9 @@ def _as_text(name: str, value: object) -> str:
         return repr(value.total_seconds())
     if isinstance(value, (str, int, float)):
         return str(value)
-    raise ConfigError(f"option {name}= cannot be a {type(value).__name__}; give a number, a string or a timedelta")
+    raise ConfigError(
+        f"option {name}= cannot be a {type(value).__name__}; give a number, a string or a timedelta"
+    )
 
 
 def seconds(value: float | timedelta | None, name: str) -> float | None:
@@ -75,6 +80,9 @@ def seconds(value: float | timedelta | None, name: str) -> float | None:
     if value is None:
         return None
     number = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
-        raise ConfigError(f"{name}={value!r} must be seconds (a number) or a timedelta, and not negative")
+    if not isinstance(number, (int, float)) or not 0 <= number <= _LONGEST_SECONDS:
+        raise ConfigError(
+            f"{name}={value!r} must be seconds (a number) or a timedelta, neither negative nor endless "
+            "(100 years at most)"
+        )
     return float(number)

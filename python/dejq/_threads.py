@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from dejq import _native
@@ -17,35 +18,41 @@ from dejq import _native
 if TYPE_CHECKING:
     import asyncio
 
-# What handlers get to unwind in when the interpreter goes down around them.
+# What handlers and their tasks get to unwind in when everything else has ended.
 _UNWIND_SECONDS = 0.2
+_LOOP_NAME = "dejq-loop"
 
 
-def start(sync: _native.SyncLane | None, looped: _native.AsyncLane | None) -> list[threading.Thread]:
-    """Starts the threads of these lanes."""
+def make(sync: _native.SyncLane | None, looped: _native.AsyncLane | None) -> list[threading.Thread]:
+    """Makes the threads of these lanes, to be started by the caller."""
     threads: list[threading.Thread] = []
     if sync is not None:
         threads += [
-            threading.Thread(target=sync.run, name=f"dejq-exec-{number}", daemon=True) for number in range(sync.slots)
+            threading.Thread(target=sync.run, name=f"dejq-exec-{number}", daemon=True)
+            for number in range(sync.slots)
         ]
     if looped is not None:
-        threads.append(threading.Thread(target=_run_loop, args=(looped,), name="dejq-loop", daemon=True))
-    for thread in threads:
-        thread.start()
+        # Made here, where an error is the caller's.
+        threads.append(
+            threading.Thread(target=_run_loop, args=(looped, _new_loop()), name=_LOOP_NAME, daemon=True)
+        )
     return threads
 
 
 def interrupt(threads: list[threading.Thread]) -> None:
-    """Raises `SystemExit` in threads that still run Python code, and gives them a moment to unwind.
+    """Raises `SystemExit` in plain handlers that still run, and gives them a moment to unwind.
 
-    Only for the end of the process: a thread that came back from a C call while the interpreter is being torn
-    down would be ended by force, through frames of the engine that do not allow it.
+    Only for the end of the process, so that ``finally`` and ``with`` still do their work. What does not return
+    from C code in time never runs again. Coroutines have been cancelled already; in the loop that runs them the
+    exception could hit anything.
     """
     import ctypes
 
-    alive = [thread for thread in threads if thread.is_alive()]
+    alive = [thread for thread in threads if thread.is_alive() and thread.name != _LOOP_NAME]
     for thread in alive:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
     for thread in alive:
         thread.join(_UNWIND_SECONDS / len(alive))
 
@@ -81,17 +88,38 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _run_loop(lane: _native.AsyncLane) -> None:
+def _run_loop(lane: _native.AsyncLane, loop: asyncio.AbstractEventLoop) -> None:
     import asyncio
 
-    loop = _new_loop()
     asyncio.set_event_loop(loop)
+    serving = loop.create_task(_serve(lane))
+    serving.add_done_callback(lambda _: loop.stop())
     try:
-        loop.run_until_complete(_serve(lane))
+        while not serving.done():
+            try:
+                # Not `run_until_complete`, which raises when a handler stops the loop.
+                loop.run_forever()
+            except (KeyboardInterrupt, SystemExit):
+                # asyncio passes these on through the loop when a task of a handler's own raises them; the
+                # handler that waits for the task gets them too.
+                continue
+        serving.result()
+        loop.run_until_complete(_cancel_the_rest())
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    """Tasks that handlers have left behind."""
+    import asyncio
+
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    if rest:
+        await asyncio.wait(rest, timeout=_UNWIND_SECONDS)
 
 
 async def _serve(lane: _native.AsyncLane) -> None:
@@ -100,12 +128,18 @@ async def _serve(lane: _native.AsyncLane) -> None:
     loop = asyncio.get_running_loop()
     spawn = _spawner(loop)
     over = loop.create_future()
-    running: dict[_native.AsyncTask, asyncio.Task[None]] = {}
+    slots = lane.slots
+    # `None` until its first step: a task cancelled before that never runs, and would not report its end.
+    running: dict[_native.AsyncTask, asyncio.Task[None] | None] = {}
     told: set[_native.AsyncTask] = set()
     cancels = 0
+    is_filling = False
 
     async def run(item: _native.AsyncTask) -> None:
+        running[item] = asyncio.current_task()
         try:
+            if item.cancelled:
+                raise asyncio.CancelledError
             await item.start()
         except BaseException as error:
             item.ended(error)
@@ -114,19 +148,36 @@ async def _serve(lane: _native.AsyncLane) -> None:
         finally:
             running.pop(item, None)
             told.discard(item)
-            if not running:
-                lane.idle()
+            fill()
+
+    def fill() -> None:
+        nonlocal is_filling
+        # A coroutine that never waits ends within `spawn`, and comes here again from there.
+        if is_filling:
+            return
+        is_filling = True
+        try:
+            taken = lane.take(slots - len(running))
+            for item in taken:
+                task = spawn(run(item))
+                if not task.done():
+                    running[item] = task
+        finally:
+            is_filling = False
+        if not running:
+            lane.idle()
+        if taken and len(running) < slots:
+            # Some have ended within `spawn`. The rest of the loop has its turn before the next round.
+            loop.call_soon(fill)
 
     def look() -> None:
         nonlocal cancels
-        for item in lane.take():
-            task = spawn(run(item))
-            if not task.done():
-                running[item] = task
+        lane.woken()
+        fill()
         if lane.cancels != cancels:
             cancels = lane.cancels
             for item, task in running.items():
-                if item.cancelled and item not in told:
+                if task is not None and item.cancelled and item not in told:
                     told.add(item)
                     task.cancel()
         if lane.is_over and not over.done():
@@ -134,16 +185,25 @@ async def _serve(lane: _native.AsyncLane) -> None:
 
     loop.add_reader(lane.fileno(), look)
     look()
-    try:
-        await over
-    finally:
-        loop.remove_reader(lane.fileno())
+    while not over.done():
+        try:
+            await asyncio.shield(over)
+        except asyncio.CancelledError:
+            # Of a handler that cancels whatever runs in its loop. This goes on until the worker has stopped.
+            continue
+    loop.remove_reader(lane.fileno())
+    # What was told to return and did not, goes on as it would on a thread of its own, though for nobody.
+    while left := [task for task in running.values() if task is not None]:
+        await asyncio.wait(left)
+    # They refer to each other, and so to the lane, whose socket would stay open until a garbage collection.
+    del fill, look
 
 
 def _spawner(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]:
+    """Starts a task in an empty context: the current one may be that of the job that has just ended."""
     if sys.version_info >= (3, 12):
         import asyncio
 
         # A coroutine that never waits needs no turn of the loop.
-        return lambda coroutine: asyncio.Task(coroutine, loop=loop, eager_start=True)
-    return loop.create_task
+        return lambda coroutine: asyncio.Task(coroutine, loop=loop, context=Context(), eager_start=True)
+    return lambda coroutine: Context().run(loop.create_task, coroutine)

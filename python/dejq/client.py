@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
+import queue
 import signal
 import threading
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType, TracebackType
@@ -26,7 +26,7 @@ _Self = TypeVar("_Self", bound="Client")
 _T = TypeVar("_T")
 
 # What running handlers get when the interpreter goes down and nobody has called stop().
-_EXIT_SECONDS = 1.0
+_EXIT_SECONDS = 0.7
 # How often a draining worker looks whether it is done.
 _DRAIN_SECONDS = 0.02
 
@@ -57,8 +57,12 @@ class Client:
         parts = None if backoff is None else backoff._parts()
         self._native = _native.Client(url, as_options(options), parts)
         self._threads: list[threading.Thread] = []
+        # Ends `run`. Signal handlers write to it, which no Event or Condition is made for.
+        self._stop_asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._inline = 1 if self._native.is_inline else 0
-        self.store, self.workers, self.async_workers, self.heartbeat, self._in_process = self._native.settings()
+        self.store, self.workers, self.async_workers, self.heartbeat, self._in_process = (
+            self._native.settings()
+        )
 
     def __repr__(self) -> str:
         """Names the store, never its URL, which may hold a password."""
@@ -94,6 +98,9 @@ class Client:
             ClientStopped: The client was stopped.
         """
         signature = read_signature(type, handler)
+        limit = seconds(timeout, "timeout")
+        if limit == 0:
+            raise ConfigError("timeout=0 would fail every attempt; leave it out to have no limit")
         self._native.register(
             type,
             handler,
@@ -102,7 +109,7 @@ class Client:
             signature.is_async,
             max_attempts,
             None if backoff is None else backoff._parts(),
-            seconds(timeout, "timeout"),
+            limit,
         )
 
     def handler(
@@ -118,14 +125,18 @@ class Client:
         The function stays what it was and gains ``function.job(body, **options)``, which makes a `PendingJob`.
         """
 
+        def job(body: Any = None, **options: Any) -> _native.PendingJob[Any]:
+            return _native.PendingJob(type, body, **options)
+
         def decorate(function: Callable[P, R]) -> HandlerFunction[P, R]:
+            if not hasattr(function, "__dict__") or inspect.ismethod(function):
+                raise ConfigError(
+                    f"@client.handler({type!r}) adds .job to a function, and {function!r} takes no attributes; "
+                    "use client.register_handler(type, function) and PendingJob(type, body)"
+                )
             self.register_handler(
                 type, cast(Handler, function), max_attempts=max_attempts, backoff=backoff, timeout=timeout
             )
-
-            def job(body: Any = None, **options: Any) -> _native.PendingJob[Any]:
-                return _native.PendingJob(type, body, **options)
-
             handled = cast(HandlerFunction[P, R], function)
             handled.job = job  # type: ignore[method-assign]  # a plain function takes attributes
             return handled
@@ -215,16 +226,20 @@ class Client:
             ClientStopped: The client was stopped.
         """
         lanes = self._native.start(workers)
-        _logging.start()
         _started.add(self)
         try:
-            self._threads = _threads.start(*lanes)
+            _logging.start()
+            # Known before the first one runs: a handler may ask for a stop at once.
+            self._threads = _threads.make(*lanes)
+            for thread in self._threads:
+                thread.start()
         except BaseException:
-            self._native.stop(0.0)
+            # With fewer threads than asked for, or none, nobody would run what the worker takes.
+            self.stop(0.0)
             raise
 
     def run(self, *, drain: bool = False) -> None:
-        """Works until a signal comes (SIGTERM, or Ctrl-C), then stops gracefully: for a main program.
+        """Works until a signal (SIGTERM, or Ctrl-C) or a `stop` comes, then stops gracefully: for a main program.
 
         A second signal cuts the waiting short: handlers are told to return, and what they leave is given back.
 
@@ -234,17 +249,22 @@ class Client:
         Raises:
             ConfigError: As `dequeue_loop`.
         """
-        wanted = threading.Event()
-        with _signals(wanted, lambda: self._native.hurry(0.0)):
+        with _signals(self._stop_asked, lambda: self._native.hurry(0.0)):
             self.dequeue_loop()
             try:
-                if drain:
-                    while not wanted.is_set() and not self._is_drained():
-                        time.sleep(_DRAIN_SECONDS)
-                else:
-                    wanted.wait()
+                self._wait_for_stop(drain)
             finally:
                 self.stop()
+
+    def _wait_for_stop(self, drain: bool) -> None:
+        while True:
+            try:
+                self._stop_asked.get(timeout=_DRAIN_SECONDS if drain else None)
+            except queue.Empty:
+                if self._is_drained():
+                    return
+            else:
+                return
 
     def stop(self, timeout: float | timedelta | None = None) -> StopReport:
         """Stops gracefully: takes no new job, gives unstarted ones back, lets every started handler finish.
@@ -260,27 +280,40 @@ class Client:
         Returns:
             What was done.
         """
-        if threading.current_thread() in self._threads:
-            self._native.request_stop()
+        within = seconds(timeout, "timeout")
+        self._stop_asked.put(None)
+        if self._is_own_thread():
+            self._native.request_stop(within)
             return StopReport(finished=0, given_back=0, abandoned=0, forced=False)
-        report = self._native.stop(seconds(timeout, "timeout"))
+        report = self._native.stop(within)
         for thread in self._threads:
-            thread.join(0.05 if report.abandoned else None)
+            if thread.is_alive():  # and not one that could not be started, or not yet
+                thread.join(0.05 if report.abandoned else None)
+        if not report.abandoned:
+            _started.discard(self)
         _logging.flush()
         return report
 
     async def astop(self, timeout: float | timedelta | None = None) -> StopReport:
         """`stop` for coroutines."""
+        if self._is_own_thread():
+            return self.stop(timeout)
         return await _in_thread(self.stop, timeout)
+
+    def _is_own_thread(self) -> bool:
+        """Is it a handler that calls, which a stop would wait for?"""
+        return threading.current_thread() in self._threads
 
     def _is_drained(self) -> bool:
         if not self._native.is_idle:
             return False
         stats = self.stats().by_type
-        return all(not counts.ready and not counts.running for name, counts in stats.items() if name in self.types)
+        return all(
+            not counts.ready and not counts.running for name, counts in stats.items() if name in self.types
+        )
 
     def _stop_at_exit(self) -> None:
-        """The interpreter goes down: a short stop, so that acknowledgements are stored and nothing crashes."""
+        """The interpreter goes down: a short stop, so that acknowledgements are stored and handlers unwind."""
         report = self._native.stop(_EXIT_SECONDS)
         if report.abandoned:
             _threads.interrupt(self._threads)
@@ -449,13 +482,16 @@ async def _in_thread(function: Callable[..., _T], *args: Any, **kwargs: Any) -> 
 
 
 @contextmanager
-def _signals(wanted: threading.Event, hurry: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT set `wanted`, and hurry when it is set; elsewhere than on the main thread, nothing."""
+def _signals(wanted: queue.SimpleQueue[None], hurry: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for the stop, each further one hurries; elsewhere than on the main thread, nothing."""
+    came = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if wanted.is_set():
+        nonlocal came
+        if came:
             hurry()
-        wanted.set()
+        came = True
+        wanted.put(None)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -465,25 +501,32 @@ def _signals(wanted: threading.Event, hurry: Callable[[], None]) -> Iterator[Non
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # `None` was not set from Python, and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 # ---- the end of the process ------------------------------------------------------------------------------
 
-_started: weakref.WeakSet[Client] = weakref.WeakSet()
-_pid = os.getpid()
+# Workers run until they are stopped, whether somebody still knows their client or not, so it stays known here.
+_started: set[Client] = set()
 
 
 def _at_exit() -> None:
-    if os.getpid() != _pid:
-        return  # a forked child has none of the threads
-    for client in list(_started):
+    started = list(_started)
+    for client in started:
+        client._native.request_stop(_EXIT_SECONDS)
+    for client in started:
         client._stop_at_exit()
     _native.shutdown()
     _logging.flush()
 
 
+def _after_fork_in_child() -> None:
+    # The child has none of the threads; what was made before the fork is the parent's.
+    _native.after_fork_in_child()
+    _started.clear()
+    _logging.after_fork_in_child()
+
+
 atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_native.after_fork_in_child)
-
-
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -119,6 +119,10 @@ class Retry(Exception):  # noqa: N818  (a request, not an error)
         self.after = after
         self.reason = reason
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For copies and pickles: the arguments are not those of the base class."""
+        return type(self), (self.after, self.reason), vars(self)
+
 
 class Discard(Exception):  # noqa: N818  (a request, not an error)
     """Raised by a handler: this job fails now and is not tried again, whatever attempts are left.

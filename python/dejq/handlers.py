@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +17,7 @@ from dejq.errors import ConfigError
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
-Handler: TypeAlias = Callable[..., None] | Callable[..., Awaitable[None]]
+Handler: TypeAlias = Callable[..., object] | Callable[..., Awaitable[object]]
 """``(job: Job)``, ``(body: T)`` or ``(job: Job, body: T)``; ``def`` or ``async def``. A result is ignored."""
 
 
@@ -64,17 +65,23 @@ def read_signature(job_type: str, handler: Handler) -> Signature:
     if not callable(handler):
         raise ConfigError(f"the handler for {job_type!r} must be a function, not {type(handler).__name__}")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise _wrong(job_type, handler, "is a generator, whose code would never run; use return instead of yield")
+        raise _wrong(
+            job_type, handler, "is a generator, whose code would never run; use return instead of yield"
+        )
     try:
         parameters = list(inspect.signature(handler).parameters.values())
     except (TypeError, ValueError):
         # Some callables written in C have no signature to read.
         return Signature([True], None, False)
-    takes = [_classify(job_type, handler, parameter) for parameter in _positional(job_type, handler, parameters)]
+    takes = [
+        _classify(job_type, handler, parameter) for parameter in _positional(job_type, handler, parameters)
+    ]
     if [want for want, _ in takes].count(True) > 1:
         raise _wrong(job_type, handler, "takes the job twice")
     if [want for want, _ in takes].count(False) > 1:
-        raise _wrong(job_type, handler, "takes two bodies, and a job has one; use one dataclass with all fields")
+        raise _wrong(
+            job_type, handler, "takes two bodies, and a job has one; use one dataclass with all fields"
+        )
     bodies = [to for want, to in takes if not want and to is not Any]
     decoder = _typed.decoder(job_type, bodies[0]) if bodies else None
     return Signature([want for want, _ in takes], decoder, _is_async(handler))
@@ -87,18 +94,26 @@ def _positional(
     needed = [parameter for parameter in parameters if parameter.default is parameter.empty]
     keyword_only = [parameter.name for parameter in needed if parameter.kind is parameter.KEYWORD_ONLY]
     if keyword_only:
-        raise _wrong(job_type, handler, f"needs the keyword {keyword_only[0]!r}, which nobody passes; give it a default")
+        raise _wrong(
+            job_type,
+            handler,
+            f"needs the keyword {keyword_only[0]!r}, which nobody passes; give it a default",
+        )
     passed = [
-        parameter for parameter in needed if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        parameter
+        for parameter in needed
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     if not passed:
         passed = [parameter for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
     if not 1 <= len(passed) <= 2:
-        raise _wrong(job_type, handler, f"takes {len(passed)} arguments")
+        raise _wrong(job_type, handler, f"needs {len(passed)} arguments")
     return [(parameter, place, len(passed)) for place, parameter in enumerate(passed)]
 
 
-def _classify(job_type: str, handler: Handler, passed: tuple[inspect.Parameter, int, int]) -> tuple[bool, Any]:
+def _classify(
+    job_type: str, handler: Handler, passed: tuple[inspect.Parameter, int, int]
+) -> tuple[bool, Any]:
     """Job (true) or body (false), and the body's type."""
     parameter, place, count = passed
     annotation = _annotation(job_type, handler, parameter)
@@ -114,23 +129,34 @@ def _classify(job_type: str, handler: Handler, passed: tuple[inspect.Parameter, 
 
 
 def _annotation(job_type: str, handler: Handler, parameter: inspect.Parameter) -> Any:
-    function = inspect.unwrap(handler)
-    if not inspect.isroutine(function):
-        function = getattr(function, "func", type(function).__call__)
+    function: Any = inspect.unwrap(_without_partial(handler))
+    if inspect.isclass(function):
+        function = function.__init__
+    elif not inspect.isroutine(function):
+        function = type(function).__call__
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+    except Exception as error:  # whatever the evaluation of an annotation raises
         raise _wrong(
-            job_type, handler, f"has an annotation that cannot be resolved ({error}); import it at module level"
+            job_type,
+            handler,
+            f"has an annotation that cannot be resolved ({error}); import it at module level",
         ) from error
     return hints.get(parameter.name, parameter.empty)
 
 
+def _without_partial(handler: Any) -> Any:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return handler
+
+
 def _is_async(handler: Handler) -> bool:
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+    called = _without_partial(handler)
+    return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(type(called).__call__)
 
 
-def _wrong(job_type: str, handler: Handler, why: str) -> ConfigError:
+def _wrong(job_type: str, handler: Any, why: str) -> ConfigError:
     name = getattr(handler, "__qualname__", type(handler).__name__)
     code = getattr(inspect.unwrap(handler), "__code__", None)
     where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""

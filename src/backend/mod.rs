@@ -326,7 +326,8 @@ pub trait Backend: Debug + Send + Sync + 'static {
     }
 
     /// Not running, not final → *cancelled*. *running*: asks its worker by the next beat
-    /// ([`Revocation::Cancel`]). Dependants go on or are cancelled, by the chain's [`OnFailure`].
+    /// ([`Revocation::Cancel`]); a retry, a give-back or a rescue then makes it *cancelled*. Dependants go on or
+    /// are cancelled, by the chain's [`OnFailure`].
     ///
     /// [`OnFailure`]: crate::job::OnFailure
     ///

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString, PyTuple};
 
@@ -149,7 +150,7 @@ impl Client {
         wants: Vec<bool>,
         decoder: Option<Py<PyAny>>,
         is_async: bool,
-        max_attempts: Option<i64>,
+        max_attempts: Option<&Bound<'_, PyAny>>,
         backoff: Option<BackoffParts>,
         timeout: Option<f64>,
     ) -> PyResult<()> {
@@ -157,9 +158,9 @@ impl Client {
         let spec = HandlerSpec {
             job_type: job_type(r#type)?,
             flavour: if is_async { Flavour::Async } else { Flavour::Sync },
-            max_attempts: max_attempts.map(|attempts| positive(py, attempts, "max_attempts")).transpose()?,
+            max_attempts: max_attempts.map(|attempts| positive(attempts, "max_attempts")).transpose()?,
             backoff: backoff.map(backoff_from),
-            timeout: timeout.map(Duration::from_secs_f64),
+            timeout: timeout.map(duration),
         };
         let handler = PyHandler { callable, wants, decoder: decoder.map_or(Decoder::Plain, Decoder::Typed) };
         inner.register(spec, handler).map_err(|error| to_py(py, &error))
@@ -172,17 +173,24 @@ impl Client {
     }
 
     /// Starts the worker; returns its lanes, whose threads are the caller's to start.
-    fn start<'py>(&self, py: Python<'py>, workers: Option<i64>) -> PyResult<Lanes<'py>> {
+    fn start<'py>(&self, py: Python<'py>, workers: Option<&Bound<'py, PyAny>>) -> PyResult<Lanes<'py>> {
         let inner = self.open_inner(py)?;
-        let workers = workers.map(|workers| positive(py, workers, "workers")).transpose()?;
+        let workers = workers.map(|workers| positive(workers, "workers")).transpose()?;
         let Started { worker, table } = inner.start(workers).map_err(|error| to_py(py, &error))?;
         let sync = worker.lane(Flavour::Sync).map(|lane| {
             Bound::new(py, SyncLane { worker: Arc::clone(&worker), table: Arc::clone(&table), lane })
         });
-        let looped = worker
-            .lane(Flavour::Async)
-            .map(|lane| AsyncLane::new(py, worker, table, lane).and_then(|lane| Bound::new(py, lane)));
-        Ok((sync.transpose()?, looped.transpose()?))
+        let looped = worker.lane(Flavour::Async).map(|lane| {
+            AsyncLane::new(py, Arc::clone(&worker), table, lane).and_then(|lane| Bound::new(py, lane))
+        });
+        match (sync.transpose(), looped.transpose()) {
+            (Ok(sync), Ok(looped)) => Ok((sync, looped)),
+            (Err(error), _) | (_, Err(error)) => {
+                // Nobody would run what it takes.
+                self.request_stop(py, Some(0.0))?;
+                Err(error)
+            }
+        }
     }
 
     /// Runs ready jobs on the calling thread until there are none; returns how many ran. `run_coroutine` is
@@ -214,12 +222,17 @@ impl Client {
         Ok(self.inner(py)?.worker().is_none_or(|worker| worker.in_hand() == 0))
     }
 
-    /// Asks the worker to stop, without waiting: what a handler may do.
-    fn request_stop(&self, py: Python<'_>) -> PyResult<()> {
+    /// Begins the stop without waiting for its end: what a handler may do.
+    #[pyo3(signature = (timeout))]
+    fn request_stop(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let inner = self.inner(py)?;
         inner.is_stopped.store(true, Ordering::SeqCst);
         if let Some(worker) = inner.worker() {
+            // At once, for those who ask right after this call.
             worker.request_stop();
+            let timeout = timeout.map(duration);
+            let handle = handle().map_err(|error| to_py(py, &error))?;
+            handle.spawn(async move { worker.stop(timeout).await });
         }
         Ok(())
     }
@@ -227,7 +240,7 @@ impl Client {
     /// Moves the deadline of a stop that is under way nearer.
     fn hurry(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
         if let Some(worker) = self.inner(py)?.worker() {
-            worker.hurry(Duration::try_from_secs_f64(timeout).unwrap_or_default());
+            worker.hurry(duration(timeout));
         }
         Ok(())
     }
@@ -239,8 +252,7 @@ impl Client {
         let report = match inner.worker() {
             None => crate::worker::StopReport::default(),
             Some(worker) => {
-                let timeout =
-                    timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+                let timeout = timeout.map(duration);
                 let handle = handle().map_err(|error| to_py(py, &error))?;
                 // On the runtime, so that an impatient caller (Ctrl-C) leaves the stop itself going.
                 let stopping = handle.spawn(async move { worker.stop(timeout).await });
@@ -278,7 +290,7 @@ impl Client {
         state: Option<&str>,
         r#type: Option<String>,
         older_than: Option<&Bound<'py, PyAny>>,
-        limit: i64,
+        limit: &Bound<'py, PyAny>,
         after: Option<&str>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let inner = self.inner(py)?;
@@ -287,7 +299,7 @@ impl Client {
             job_type: r#type,
             older_than: older_than.map(info::age).transpose()?,
             after: after.map(|id| parse_id(py, id)).transpose()?,
-            limit: positive(py, limit, "limit")?.get() as usize,
+            limit: positive(limit, "limit")?.get() as usize,
         };
         let jobs = wait(py, inner.backend.list(&filter))?;
         jobs.iter().map(|job| info::job_info(py, job)).collect()
@@ -315,9 +327,14 @@ impl Client {
         wait(py, self.inner(py)?.backend.cancel(parse_id(py, id)?))
     }
 
-    fn delete_finished(&self, py: Python<'_>, older_than: &Bound<'_, PyAny>, batch: i64) -> PyResult<u64> {
+    fn delete_finished(
+        &self,
+        py: Python<'_>,
+        older_than: &Bound<'_, PyAny>,
+        batch: &Bound<'_, PyAny>,
+    ) -> PyResult<u64> {
         let inner = self.inner(py)?;
-        let batch = positive(py, batch, "batch")?.get() as usize;
+        let batch = positive(batch, "batch")?.get() as usize;
         wait(py, inner.backend.delete_finished(info::age(older_than)?, batch))
     }
 
@@ -332,6 +349,34 @@ impl Client {
     fn check<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let findings = wait(py, self.inner(py)?.backend.check())?;
         findings.iter().map(|finding| info::finding(py, finding)).collect()
+    }
+
+    /// Handlers often refer to their client; without this, the two would keep each other for ever.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Some(inner) = self.inner.as_ref().filter(|inner| inner.process.is_current()) else {
+            return Ok(());
+        };
+        // Somebody uses it, so it is no garbage.
+        let Ok(registered) = inner.registered.try_lock() else { return Ok(()) };
+        registered.callables.iter().try_for_each(|handler| handler.traverse(&visit))?;
+        match &registered.started {
+            // Shared with the threads of a worker, the handlers are not ours alone.
+            Some(started) if Arc::strong_count(&started.table) == 1 => {
+                started.table.iter().try_for_each(|handler| handler.traverse(&visit))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        let Some(inner) = self.inner.as_ref().filter(|inner| inner.process.is_current()) else { return };
+        let handlers = {
+            let mut registered = inner.registered();
+            let table = registered.started.as_mut().map(|started| std::mem::take(&mut started.table));
+            (std::mem::take(&mut registered.callables), table)
+        };
+        // Without the lock: dropping a function may run anything.
+        drop(handlers);
     }
 }
 
@@ -427,6 +472,10 @@ impl Inner {
             ));
         }
         let mut registered = self.registered();
+        // Under the lock: a stop from another thread either is seen here, or sees the worker.
+        if self.is_stopped.load(Ordering::SeqCst) {
+            return Err(stopped());
+        }
         if registered.started.is_some() {
             return Err(Error::new(
                 ErrorKind::WrongState,
@@ -508,9 +557,13 @@ fn stopped() -> Error {
     )
 }
 
+/// Seconds that the facade has checked.
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
 fn backoff_from((initial, factor, maximum, jitter): BackoffParts) -> Backoff {
-    let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    Backoff { initial: seconds(initial), factor, maximum: seconds(maximum), jitter }
+    Backoff { initial: duration(initial), factor, maximum: duration(maximum), jitter }
 }
 
 fn parse_id(py: Python<'_>, id: &str) -> PyResult<JobId> {

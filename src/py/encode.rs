@@ -81,9 +81,7 @@ fn write(value: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Result<()
     } else if let Ok(tuple) = value.cast_exact::<PyTuple>() {
         write_items(tuple.iter(), out, deeper(depth)?)
     } else {
-        // A model counts as a level, so that one which turns into itself ends here.
-        let depth = deeper(depth)?;
-        write(&to_builtins(value)?, out, depth)
+        write(&to_exact_builtin(value)?, out, depth)
     }
 }
 
@@ -149,8 +147,17 @@ fn write_items<'py>(
 }
 
 fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Result<(), Refused> {
+    let length = dict.len();
+    // Code of a model, or another thread while that runs, may change the dict. PyO3's iterator would panic.
+    let check = || {
+        let why = "has changed while it was being encoded; enqueue a copy that nobody else changes";
+        if dict.len() == length { Ok(()) } else { Err(Refused::value(why)) }
+    };
+    let mut entries = dict.iter();
     out.push(b'{');
-    for (index, (key, value)) in dict.iter().enumerate() {
+    for index in 0..length {
+        check()?;
+        let Some((key, value)) = entries.next() else { break };
         if index > 0 {
             out.push(b',');
         }
@@ -165,6 +172,7 @@ fn write_dict(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Resu
         write(&value, out, depth)
             .map_err(|refused| refused.inside(|| format!(".{}", name.to_string_lossy())))?;
     }
+    check()?;
     out.push(b'}');
     Ok(())
 }
@@ -176,10 +184,45 @@ fn write_json(value: &(impl serde::Serialize + ?Sized), out: &mut Vec<u8>) {
     }
 }
 
+/// Turns a value into built-ins until it is one: the value of an enum member may be a model, for example.
+fn to_exact_builtin<'py>(value: &Bound<'py, PyAny>) -> Result<Bound<'py, PyAny>, Refused> {
+    let mut plain = to_builtins(value)?;
+    for _ in 0..MAX_BODY_DEPTH {
+        if is_exact_builtin(&plain) {
+            return Ok(plain);
+        }
+        plain = to_builtins(&plain)?;
+    }
+    Err(Refused::value(format!(
+        "is a {} that never turns into something that JSON can say",
+        type_name(value)
+    )))
+}
+
+fn is_exact_builtin(value: &Bound<'_, PyAny>) -> bool {
+    value.is_none()
+        || value.is_exact_instance_of::<PyDict>()
+        || value.is_exact_instance_of::<PyList>()
+        || value.is_exact_instance_of::<PyTuple>()
+        || value.is_exact_instance_of::<PyString>()
+        || value.is_exact_instance_of::<PyInt>()
+        || value.is_exact_instance_of::<PyFloat>()
+        || value.is_exact_instance_of::<PyBool>()
+}
+
 fn to_builtins<'py>(value: &Bound<'py, PyAny>) -> Result<Bound<'py, PyAny>, Refused> {
     static TO_BUILTINS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static UNSAYABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = value.py();
-    let converted = TO_BUILTINS.import(py, "dejq._typed", "to_builtins")?.call1((value,))?;
+    let converted = match TO_BUILTINS.import(py, "dejq._typed", "to_builtins")?.call1((value,)) {
+        Ok(converted) => converted,
+        Err(error)
+            if error.value(py).is_instance(UNSAYABLE.import(py, "dejq._typed", "UnsayableError")?)? =>
+        {
+            return Err(Refused::value(error.value(py).to_string()));
+        }
+        Err(error) => return Err(error.into()),
+    };
     if converted.is(py.NotImplemented()) {
         return Err(Refused::value(format!(
             "is of type {}, which JSON cannot say; a body is made of None, bool, int, float, str, list, dict, \

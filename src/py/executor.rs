@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 
 use super::errors::to_py;
 use super::handler::{Called, PyHandler};
+use super::runtime::Process;
 use crate::error::{Error, ErrorKind};
 use crate::worker::{Cancel, Task, Worker};
 
@@ -39,11 +40,16 @@ impl SyncLane {
 
     /// Runs jobs until the worker has stopped: the body of each of its threads.
     fn run(&self, py: Python<'_>) {
+        let process = Process::current();
         let mut turn = 0;
         loop {
             let next = self.worker.try_next(self.lane).or_else(|| py.detach(|| self.worker.next(self.lane)));
             let Some(task) = next else { return };
             let attempt = self.table[task.handler as usize].run(py, &task).into_attempt(py);
+            if !process.is_current() {
+                // The handler has forked, and this is the child: with this thread, its last one, it ends.
+                return;
+            }
             self.worker.ended(task, attempt);
             turn += 1;
             if turn == JOBS_PER_TURN {
@@ -97,12 +103,22 @@ impl AsyncLane {
         self.reader.as_raw_fd()
     }
 
-    /// The tasks that came since the last call.
-    fn take(&self) -> Vec<AsyncTask> {
-        // The flag is cleared before the queue is read, so that what comes in between wakes again.
+    /// Handlers to run at once.
+    #[getter]
+    fn slots(&self) -> usize {
+        self.worker.slots(self.lane)
+    }
+
+    /// The loop is awake. Called before it looks at anything, so that what comes in between wakes it again.
+    fn woken(&self) {
         let _ = (&self.reader).read(&mut [0; 8]);
         self.is_woken.store(false, Ordering::SeqCst);
+    }
+
+    /// The next tasks, at most so many.
+    fn take(&self, most: usize) -> Vec<AsyncTask> {
         std::iter::from_fn(|| self.worker.try_next(self.lane))
+            .take(most)
             .map(|task| AsyncTask { worker: Arc::clone(&self.worker), table: Arc::clone(&self.table), task })
             .collect()
     }

@@ -131,8 +131,11 @@ pub fn id_text(py: Python<'_>, id: JobId) -> Bound<'_, PyString> {
     PyString::new(py, id.encode(&mut [0; 36]))
 }
 
+/// The last millisecond of the year 9999, after which Python has no dates.
+const LAST_MS: u64 = 253_402_300_799_999;
+
 /// A time as an aware datetime.
 pub fn utc(py: Python<'_>, time: std::time::SystemTime) -> PyResult<Bound<'_, PyDateTime>> {
     let zone = PyTzInfo::utc(py)?.to_owned();
-    PyDateTime::from_timestamp(py, unix_ms(time) as f64 / 1000.0, Some(&zone))
+    PyDateTime::from_timestamp(py, unix_ms(time).min(LAST_MS) as f64 / 1000.0, Some(&zone))
 }

@@ -12,6 +12,11 @@ use super::errors::to_py;
 use crate::error::Error;
 use crate::job::{Headers, JobType, MAX_HEADER_BYTES, MAX_UNIQUE_BYTES, NewJob};
 
+/// The longest time that means something. Beyond it dates run out of years.
+const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+/// Most characters of a bad value in a text.
+const MAX_SHOWN: usize = 60;
+
 /// A job that has been described but not enqueued. Documented in `dejq/_native.pyi`.
 #[pyclass(frozen, subclass, module = "dejq")]
 pub struct PendingJob {
@@ -38,8 +43,8 @@ impl PendingJob {
         r#type: &Bound<'_, PyString>,
         body: Option<Py<PyAny>>,
         delay: Option<&Bound<'_, PyAny>>,
-        max_attempts: Option<i64>,
-        unique: Option<&str>,
+        max_attempts: Option<&Bound<'_, PyAny>>,
+        unique: Option<&Bound<'_, PyString>>,
         headers: Option<&Bound<'_, PyMapping>>,
     ) -> PyResult<Self> {
         let job_type = job_type(r#type)?;
@@ -49,10 +54,8 @@ impl PendingJob {
         } else {
             Some(Box::new(Options {
                 delay: delay.map_or(Ok(Duration::ZERO), |delay| seconds(delay, "delay"))?,
-                max_attempts: max_attempts
-                    .map(|attempts| positive(py, attempts, "max_attempts"))
-                    .transpose()?,
-                unique: unique.map(|key| unique_key(py, key)).transpose()?,
+                max_attempts: max_attempts.map(|attempts| positive(attempts, "max_attempts")).transpose()?,
+                unique: unique.map(unique_key).transpose()?,
                 headers: headers.map(checked_headers).transpose()?,
             }))
         };
@@ -138,31 +141,42 @@ pub fn seconds(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Duration> {
     } else {
         value.extract::<f64>().unwrap_or(f64::NAN)
     };
-    Duration::try_from_secs_f64(seconds).map_err(|_| {
-        let shown = value.repr().map_or_else(|_| "?".into(), |text| text.to_string());
+    Duration::try_from_secs_f64(seconds).ok().filter(|duration| *duration <= LONGEST).ok_or_else(|| {
         let error = Error::config(format!(
-            "{name}={shown} must be seconds (a number) or a timedelta, and neither negative nor endless"
+            "{name}={} must be seconds (a number) or a timedelta, neither negative nor endless (100 years at most)",
+            shown(value)
         ));
         to_py(value.py(), &error)
     })
 }
 
 /// A whole number of at least 1.
-pub fn positive(py: Python<'_>, value: i64, name: &str) -> PyResult<NonZeroU32> {
-    u32::try_from(value).ok().and_then(NonZeroU32::new).ok_or_else(|| {
-        to_py(py, &Error::config(format!("{name}={value} must be a whole number from 1 to {}", u32::MAX)))
+pub fn positive(value: &Bound<'_, PyAny>, name: &str) -> PyResult<NonZeroU32> {
+    value.extract().ok().and_then(NonZeroU32::new).ok_or_else(|| {
+        let error =
+            Error::config(format!("{name}={} must be a whole number from 1 to {}", shown(value), u32::MAX));
+        to_py(value.py(), &error)
     })
 }
 
-fn unique_key(py: Python<'_>, key: &str) -> PyResult<Arc<str>> {
-    if (1..=MAX_UNIQUE_BYTES).contains(&key.len()) {
-        return Ok(key.into());
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    let text = value.repr().map_or_else(|_| "?".into(), |text| text.to_string_lossy().into_owned());
+    if text.chars().count() <= MAX_SHOWN {
+        return text;
     }
-    let error = Error::config(format!(
-        "unique= has {} bytes and must have 1 to {MAX_UNIQUE_BYTES}; use a hash of a longer key",
-        key.len()
-    ));
-    Err(to_py(py, &error))
+    text.chars().take(MAX_SHOWN).chain(['…']).collect()
+}
+
+fn unique_key(key: &Bound<'_, PyString>) -> PyResult<Arc<str>> {
+    let wrong = |why: String| to_py(key.py(), &Error::config(format!("unique= {why}")));
+    let Ok(key) = key.to_str() else {
+        return Err(wrong("has a lone surrogate, which UTF-8 cannot hold".into()));
+    };
+    match key.len() {
+        0 => Err(wrong("is empty; leave it out, or use a key that tells jobs apart".into())),
+        1..=MAX_UNIQUE_BYTES => Ok(key.into()),
+        bytes => Err(wrong(format!("has {bytes} bytes, {MAX_UNIQUE_BYTES} is the most; use a hash of it"))),
+    }
 }
 
 fn checked_headers(headers: &Bound<'_, PyMapping>) -> PyResult<Arc<Headers>> {
@@ -170,7 +184,9 @@ fn checked_headers(headers: &Bound<'_, PyMapping>) -> PyResult<Arc<Headers>> {
     let mut checked = Headers::new();
     for item in headers.items()?.iter() {
         let Ok((name, value)) = item.extract::<(String, String)>() else {
-            return Err(wrong("must map strings to strings; put other data into the body".into()));
+            return Err(wrong(
+                "must map strings to strings, without lone surrogates; put other data into the body".into(),
+            ));
         };
         checked.insert(name, value);
     }

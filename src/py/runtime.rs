@@ -1,7 +1,8 @@
 //! One tokio runtime per process, and the only way to block on it.
 //!
 //! It starts when the first worker does and lives until the interpreter goes down. Its threads never touch
-//! Python. A child made by `fork` has none of these threads, so everything made before is refused there.
+//! Python. A child made by `fork` has none of these threads, so everything made before is refused there, and
+//! what is made there gets a runtime of its own.
 
 use std::future::Future;
 use std::pin::pin;
@@ -58,6 +59,11 @@ impl Process {
 #[pyfunction]
 pub fn after_fork_in_child() {
     PROCESS.fetch_add(1, Ordering::Relaxed);
+    // The parent's runtime has no threads here, and its end would wait for them. Nobody holds the lock: it is
+    // only taken by threads that hold the interpreter, and so does who forks.
+    if let Ok(mut runtime) = RUNTIME.try_lock() {
+        std::mem::forget(runtime.take());
+    }
 }
 
 /// The runtime's handle; starts it if need be.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 
 /// A lease lasts this many beats, so that a lost beat, and the one after it, do no harm.
 pub const BEATS_PER_LEASE: u32 = 3;
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(86_400);
 
 /// Settings of a worker, checked.
 #[derive(Debug, Clone)]
@@ -61,6 +62,13 @@ impl WorkerConfig {
         // Below 10 ms the beats themselves would be the load.
         if let Some(heartbeat) = options.take_seconds("heartbeat", Duration::from_millis(10))? {
             config.heartbeat = heartbeat;
+        }
+        // A lost worker is noticed after three beats, and much longer times run out of the clock's range.
+        if config.heartbeat > LONGEST_HEARTBEAT {
+            return Err(Error::config(format!(
+                "heartbeat={} is too long: a job of a lost worker waits for three beats, so give a day (86400) or less",
+                config.heartbeat.as_secs_f64()
+            )));
         }
         config.max_beats = options.take_number("max_beats", 1)?;
         if let Some(attempts) = options.take_number("max_attempts", NonZeroU32::MIN)? {

@@ -12,6 +12,7 @@ use super::Shared;
 use super::counters::count;
 use super::task::{Cancel, Task};
 use crate::backend::{HandOff, Lease, Outcome, Revocation, Settled};
+use crate::error::ErrorKind;
 use crate::job::Failure;
 use crate::log::{self, Verbosity};
 
@@ -44,11 +45,19 @@ async fn beat(shared: &Shared) -> bool {
     let leases: Vec<Lease> = tasks.iter().map(|task| task.lease).collect();
     // The store counts from when it acts, which is later: our own idea of the end is the earlier one.
     let until = shared.clock.after(shared.config.lease());
-    let revoked = match shared.backend.extend(shared.id, &leases, shared.config.lease()).await {
+    let again = shared.config.heartbeat / RETRIES_PER_BEAT;
+    let mut extend = shared.backend.extend(shared.id, &leases, shared.config.lease());
+    let answer = loop {
+        tokio::select! {
+            answer = &mut extend => break answer,
+            () = tokio::time::sleep(again) => expire(shared),
+        }
+    };
+    let revoked = match answer {
         Ok(revoked) => revoked,
         Err(error) => {
-            shared.store_error("the heartbeat", &error, shared.config.heartbeat / RETRIES_PER_BEAT);
-            expire(shared, &tasks);
+            shared.store_error("the heartbeat", &error, again);
+            expire(shared);
             return false;
         }
     };
@@ -59,7 +68,8 @@ async fn beat(shared: &Shared) -> bool {
     });
     let revoked: FxHashMap<Lease, Revocation> = revoked.into_iter().collect();
     let mut stuck = Vec::new();
-    for task in tasks {
+    // What has ended meanwhile is left alone: its end may have been stored before the beat.
+    for task in tasks.into_iter().filter(|task| !task.has_ended()) {
         match revoked.get(&task.lease) {
             Some(Revocation::Lost) => {
                 if cancel(shared, &task, Cancel::Lost) {
@@ -93,38 +103,50 @@ async fn beat(shared: &Shared) -> bool {
 /// returns, because nothing can end it.
 async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
     let most = shared.config.max_beats.unwrap_or_default();
-    stuck.retain(|task| cancel(shared, task, Cancel::Stuck));
+    let failure = Failure::new("stuck", format!("no end after {most} beats (max_beats)"));
     let settled: Vec<Settled> = stuck
         .iter()
-        .map(|task| {
-            let failure = Failure::new("stuck", format!("no end after {most} beats (max_beats)"));
+        .map(|task| Settled { lease: task.lease, outcome: Outcome::Cancelled(failure.clone()) })
+        .collect();
+    // The places are still taken, so nothing is handed on to this worker.
+    let next = HandOff { worker: shared.id, types: &[], lease: shared.config.lease() };
+    match shared.backend.settle(&settled, &next).await {
+        Ok(_) => {}
+        Err(error) if *error.kind() == ErrorKind::Unavailable => {
+            // They keep their leases, and the next beat finds them again.
+            shared.store_error("cancelling stuck jobs", &error, shared.config.heartbeat);
+            return;
+        }
+        Err(error) => log::write(Verbosity::Errors, None, || {
+            format!("stuck jobs could not be cancelled, their leases run out instead: {error}")
+        }),
+    }
+    stuck.retain(|task| {
+        // Counted before the mark can be seen, because who sees it counts back.
+        shared.stuck.fetch_add(1, Ordering::Relaxed);
+        let is_stuck = cancel(shared, task, Cancel::Stuck);
+        if is_stuck {
             log::write(Verbosity::Errors, Some(&task.job), || {
                 format!(
                     "{} is cancelled: {failure}; its slot stays taken until its handler returns",
                     task.job.job_type
                 )
             });
-            Settled { lease: task.lease, outcome: Outcome::Cancelled(failure) }
-        })
-        .collect();
+        } else {
+            shared.stuck.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_stuck
+    });
     count(&shared.counters.stuck, stuck.len());
     count(&shared.counters.cancelled, stuck.len());
-    shared.stuck.fetch_add(stuck.len(), Ordering::Relaxed);
     shared.in_hand.remove(&stuck);
     shared.emptied.notify_waiters();
-    // The places are still taken, so nothing is handed on to this worker.
-    let next = HandOff { worker: shared.id, types: &[], lease: shared.config.lease() };
-    if let Err(error) = shared.backend.settle(&settled, &next).await {
-        log::write(Verbosity::Errors, None, || {
-            format!("stuck jobs could not be cancelled, their leases run out instead: {error}")
-        });
-    }
 }
 
 /// No beat for a whole lease: others may have the jobs by now.
-fn expire(shared: &Shared, tasks: &[Arc<Task>]) {
+fn expire(shared: &Shared) {
     let now = shared.clock.now();
-    for task in tasks.iter().filter(|task| task.lease_until() <= now) {
+    for task in shared.in_hand.all().iter().filter(|task| task.lease_until() <= now) {
         cancel(shared, task, Cancel::Expired);
     }
 }

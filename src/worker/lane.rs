@@ -22,7 +22,7 @@ pub(super) struct Lane {
     pub slots: usize,
     pub ready: ReadyQueue<Arc<Task>>,
     pub pace: Pace,
-    /// Queued and running. Hand-offs between lanes may lift it above the limit for a moment.
+    /// Queued and running. One batch of hand-offs from another lane may lift it above the limit.
     in_hand: AtomicIsize,
     freed: Notify,
     /// Running tasks that were told to return, so far.
@@ -67,6 +67,13 @@ impl Lane {
     pub fn release(&self, places: usize) {
         self.in_hand.fetch_sub(places as isize, Ordering::Relaxed);
         self.freed.notify_one();
+    }
+
+    /// May a job be handed on here once `leaving` tasks have left? Twice the prefetch, so that a rate that wavers
+    /// does not move chains to other workers.
+    pub fn has_room(&self, leaving: usize) -> bool {
+        let limit = self.slots + 2 * self.pace.prefetch();
+        self.in_hand.load(Ordering::Relaxed) < (limit + leaving) as isize
     }
 
     /// Waits until enough places are free and returns how many. With prefetch, half of it must be free, so

@@ -25,6 +25,7 @@ mod stop;
 mod supervise;
 mod task;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -178,6 +179,7 @@ impl Worker {
 
     /// Reports how a task from `next` or `try_next` ended. Never waits.
     pub fn ended(&self, task: Arc<Task>, attempt: Attempt) {
+        task.end();
         let ran = self.shared.clock.now().saturating_sub(task.started().unwrap_or_default());
         self.shared.outbox.push(Ended { task, attempt, ran: Duration::from_nanos(ran) });
     }
@@ -259,8 +261,10 @@ impl Worker {
 }
 
 impl Shared {
-    /// Takes leased jobs in hand. Returns those that no handler here takes.
+    /// Takes leased jobs in hand. Returns those that no handler here takes. What comes after a stop has begun is
+    /// not started any more, but given back.
     fn accept(&self, leased: Vec<Leased>) -> Vec<Leased> {
+        let is_stopping = self.stopping.is_cancelled();
         let lease_until = self.clock.after(self.config.lease());
         let mut unknown = Vec::new();
         let mut tasks: Vec<Vec<Arc<Task>>> = self.lanes.iter().map(|_| Vec::new()).collect();
@@ -278,7 +282,11 @@ impl Shared {
                 None => unknown.push(job),
                 Some((_, handler, lane)) => {
                     log::write(Verbosity::Jobs, Some(&job.job), || format!("dequeue {}", job.job.job_type));
-                    tasks[*lane].push(Arc::new(Task::new(job, *handler, *lane, lease_until)));
+                    let task = Task::new(job, *handler, *lane, lease_until);
+                    if is_stopping {
+                        task.cancel(Cancel::Stopping);
+                    }
+                    tasks[*lane].push(Arc::new(task));
                 }
             }
         }
@@ -290,6 +298,21 @@ impl Shared {
             }
         }
         unknown
+    }
+
+    /// Types of the jobs that may be handed on here when `leaving` tasks of each lane make place: those of lanes
+    /// that do not hold too much already, so that nothing is hidden from other workers.
+    fn takes(&self, leaving: &[usize]) -> Cow<'_, [JobType]> {
+        let has_room = |(lane, leaving): &(&Lane, &usize)| lane.has_room(**leaving);
+        let open: Vec<&Lane> =
+            self.lanes.iter().zip(leaving).filter(has_room).map(|(lane, _)| lane).collect();
+        if self.stopping.is_cancelled() {
+            Cow::Borrowed(&[])
+        } else if open.len() == self.lanes.len() {
+            Cow::Borrowed(&self.types)
+        } else {
+            Cow::Owned(open.into_iter().flat_map(|lane| lane.types.clone()).collect())
+        }
     }
 
     /// Lets tasks go: they need no beats and no places any more.

@@ -35,10 +35,10 @@ enum Report {
     Nothing,
 }
 
-/// Lets go of the batch however the settling ends; without this a panic would keep leases alive for ever.
-struct LetGo<'a> {
-    shared: &'a Shared,
-    tasks: Vec<Arc<Task>>,
+/// Lets go of tasks however the call about them ends; without this a panic would keep leases alive for ever.
+pub(super) struct LetGo<'a> {
+    pub shared: &'a Shared,
+    pub tasks: Vec<Arc<Task>>,
 }
 
 impl Drop for LetGo<'_> {
@@ -49,6 +49,7 @@ impl Drop for LetGo<'_> {
 
 async fn settle(shared: &Shared, batch: Vec<Ended>) {
     let mut held = LetGo { shared, tasks: Vec::with_capacity(batch.len()) };
+    let mut leaving = vec![0; shared.lanes.len()];
     let mut settled = Vec::with_capacity(batch.len());
     let mut given_back = Vec::new();
     // Place in `held.tasks` of each entry of `settled`.
@@ -63,6 +64,7 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
             Report::GiveBack => given_back.push(lease),
             Report::Nothing => count(&shared.counters.lost, 1),
         }
+        leaving[ended.task.lane] += 1;
         held.tasks.push(ended.task);
     }
     if !given_back.is_empty() {
@@ -71,7 +73,7 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
     if settled.is_empty() {
         return;
     }
-    let Some(reply) = settle_until_answered(shared, &settled).await else { return };
+    let Some(reply) = settle_until_answered(shared, &settled, &leaving).await else { return };
     let mut lost = reply.lost.iter().copied().peekable();
     for (place, entry) in settled.iter().enumerate() {
         let task = &held.tasks[places[place]];
@@ -93,9 +95,14 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
 }
 
 fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
+    let by_operator =
+        || Report::Settle(Outcome::Cancelled(Failure::new("cancelled", "cancelled by an operator")));
     if task.started().is_none() {
-        let is_ours = !matches!(task.cancelled(), Cancel::Lost | Cancel::Stuck);
-        return if is_ours { Report::GiveBack } else { Report::Nothing };
+        return match task.cancelled() {
+            Cancel::Lost | Cancel::Stuck => Report::Nothing,
+            Cancel::Operator => by_operator(),
+            _ => Report::GiveBack,
+        };
     }
     let has_failed = !matches!(attempt, Attempt::Finished);
     let attempt = match task.cancelled() {
@@ -104,10 +111,8 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
             shared.stuck.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             return Report::Nothing;
         }
-        Cancel::Stopping if has_failed => return Report::GiveBack,
-        Cancel::Operator if has_failed => {
-            return Report::Settle(Outcome::Cancelled(Failure::new("cancelled", "cancelled by an operator")));
-        }
+        Cancel::Stopping | Cancel::Expired if has_failed => return Report::GiveBack,
+        Cancel::Operator if has_failed => return by_operator(),
         Cancel::TimedOut => {
             let limit = shared.handlers.get(task.handler).timeout.unwrap_or_default();
             Attempt::Failed(Failure::new("timeout", format!("ran for longer than its timeout of {limit:?}")))
@@ -125,15 +130,15 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
 
 /// Tries until the store has answered: the call is guarded by tokens and may be repeated. `None` when it never
 /// will, or when the worker has ended; the leases then run out and other workers take over.
-async fn settle_until_answered(shared: &Shared, settled: &[Settled]) -> Option<SettleReply> {
+async fn settle_until_answered(
+    shared: &Shared,
+    settled: &[Settled],
+    leaving: &[usize],
+) -> Option<SettleReply> {
     let mut backoff = StoreBackoff::default();
     loop {
-        let is_stopping = shared.stopping.is_cancelled();
-        let next = HandOff {
-            worker: shared.id,
-            types: if is_stopping { &[] } else { &shared.types },
-            lease: shared.config.lease(),
-        };
+        let types = shared.takes(leaving);
+        let next = HandOff { worker: shared.id, types: &types, lease: shared.config.lease() };
         count(&shared.counters.settles, 1);
         match shared.backend.settle(settled, &next).await {
             Ok(reply) => return Some(reply),

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::keeper::cancel;
-use super::settler::give_back;
+use super::settler::{LetGo, give_back};
 use super::task::{Cancel, Task};
 use super::{Counted, Shared};
 use crate::backend::Lease;
@@ -94,8 +94,8 @@ async fn give_back_unstarted(shared: &Shared) {
         return;
     }
     let leases: Vec<Lease> = tasks.iter().map(|task| task.lease).collect();
+    let _held = LetGo { shared, tasks };
     give_back(shared, &leases).await;
-    shared.let_go(tasks.iter());
 }
 
 /// Waits until nothing is in hand; false when the deadline came first. The deadline may come nearer meanwhile.

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use crate::backend::{Lease, Leased};
 use crate::job::Job;
 
-/// Why a handler should return soon. Once set it stays; the first reason wins, but for a lost lease, which
-/// makes every other one pointless.
+/// Why a handler should return soon. The first reason wins and stays, with three exceptions: a beat that gets
+/// through after all takes `Expired` back, and `Stuck` and `Lost`, with which the job is over, replace others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Cancel {
@@ -34,6 +34,9 @@ impl Cancel {
     const ALL: [Self; 7] =
         [Self::No, Self::Expired, Self::Operator, Self::Stuck, Self::TimedOut, Self::Stopping, Self::Lost];
 }
+
+/// Set beside the reason when the attempt has ended: from then on nothing is told to it.
+const ENDED: u8 = 0x80;
 
 /// Not started / no slot.
 const NONE: u32 = u32::MAX;
@@ -77,13 +80,30 @@ impl Task {
 
     /// Should the handler return soon, and why?
     pub fn cancelled(&self) -> Cancel {
-        Cancel::ALL[self.cancel.load(Ordering::Relaxed) as usize]
+        Cancel::ALL[(self.cancel.load(Ordering::Relaxed) & !ENDED) as usize]
     }
 
-    /// Tells the handler to return soon. True when it had not been told before.
+    /// Tells the handler to return soon. False when it has returned already, or was told something that counts
+    /// as much.
     pub(super) fn cancel(&self, reason: Cancel) -> bool {
-        let set = |old: u8| (old == 0 || reason == Cancel::Lost).then_some(reason as u8);
-        self.cancel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set) == Ok(0)
+        let set = |old: u8| {
+            let replaces = match reason {
+                Cancel::Lost => old < Cancel::Lost as u8,
+                Cancel::Stuck => old < Cancel::Lost as u8 && old != Cancel::Stuck as u8,
+                _ => old == Cancel::No as u8,
+            };
+            replaces.then_some(reason as u8)
+        };
+        self.cancel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set).is_ok()
+    }
+
+    /// The handler has returned; only its report is still on its way.
+    pub(super) fn end(&self) {
+        self.cancel.fetch_or(ENDED, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed) & ENDED != 0
     }
 
     /// A beat got through after all.

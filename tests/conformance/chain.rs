@@ -19,7 +19,8 @@ for_every_backend! {
 
     async fn a_chain_of_any_length_runs_in_order(queue: TestQueue) {
         for length in [1, 2, 100, 1_000] {
-            let enqueued = queue.put(&linked((0..length).map(|_| job("a")).collect(), OnFailure::Continue)).await;
+            let jobs = (0..length).map(|_| job("a")).collect();
+            let enqueued = queue.put(&linked(jobs, OnFailure::Continue)).await;
             let mut started = Vec::new();
             while let [running] = &queue.claim(&["a"], 10).await[..] {
                 started.push(running.job.id);
@@ -31,7 +32,8 @@ for_every_backend! {
 
     async fn a_chain_of_any_length_is_handed_over_in_order(queue: TestQueue) {
         for length in [2, 100, 1_000] {
-            let enqueued = queue.put(&linked((0..length).map(|_| job("a")).collect(), OnFailure::Continue)).await;
+            let jobs = (0..length).map(|_| job("a")).collect();
+            let enqueued = queue.put(&linked(jobs, OnFailure::Continue)).await;
             let mut running = queue.take("a").await;
             for id in &enqueued[1..] {
                 running = queue.finish_and_take(&running, "a").await;
@@ -39,6 +41,13 @@ for_every_backend! {
             }
             queue.finish(&running).await;
         }
+    }
+
+    async fn a_released_job_takes_the_place_in_line_that_its_enqueue_gave_it(queue: TestQueue) {
+        let [_, b] = queue.enqueue_chain(["a", "b"]).await;
+        let later = queue.enqueue("b").await;
+        queue.finish(&queue.take("a").await).await;
+        assert_eq!(ids(&queue.claim(&["b"], 10).await), [b, later]);
     }
 
     async fn chains_do_not_wait_for_each_other(queue: TestQueue) {
@@ -239,7 +248,7 @@ for_every_backend! {
         assert_eq!(ids(&queue.claim(&["b", "c"], 10).await), [c]);
     }
 
-    async fn a_blocked_job_that_an_operator_cancels_takes_the_rest_with_it_when_the_chain_asks_for_it(queue: TestQueue) {
+    async fn a_blocked_job_that_is_cancelled_cancels_the_rest_when_the_chain_asks_for_it(queue: TestQueue) {
         let Some(operator) = queue.operator().await else { return };
         let jobs = queue.put(&chain(["a", "b", "c"], OnFailure::Cancel)).await;
         operator.cancel(jobs[1]).await.unwrap();

@@ -36,6 +36,16 @@ for_every_backend! {
         assert_eq!(ids(&queue.claim(&["a"], 10).await), enqueued);
     }
 
+    async fn jobs_that_left_the_line_do_not_change_the_place_of_one_that_is_given_back(queue: TestQueue) {
+        let Some(operator) = queue.operator().await else { return };
+        let enqueued = queue.put(&[job("a"), job("a"), job("a"), job("a"), job("a")]).await;
+        let taken = queue.claim(&["a"], 2).await;
+        operator.finish(enqueued[2]).await.unwrap();
+        operator.cancel(enqueued[4]).await.unwrap();
+        queue.give_back(&taken).await;
+        assert_eq!(ids(&queue.claim(&["a"], 10).await), [enqueued[0], enqueued[1], enqueued[3]]);
+    }
+
     async fn a_job_that_is_given_back_does_not_count_the_attempt(queue: TestQueue) {
         queue.enqueue("a").await;
         for _ in 0..3 {

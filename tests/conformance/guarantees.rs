@@ -50,11 +50,19 @@ async fn what_a_store_does_not_implement_is_refused_with_its_name() {
     let refused = &ErrorKind::NotSupported;
     assert_refused(Bare.get(id).await, refused, "looking up a job is not possible on bare");
     assert_refused(Bare.list(&Filter::default()).await, refused, "listing jobs is not possible on bare");
-    assert_refused(Bare.unresponsive(age).await, refused, "finding unresponsive jobs is not possible on bare");
+    assert_refused(
+        Bare.unresponsive(age).await,
+        refused,
+        "finding unresponsive jobs is not possible on bare",
+    );
     assert_refused(Bare.finish(id).await, refused, "finishing a job by hand is not possible on bare");
     assert_refused(Bare.requeue(id).await, refused, "requeueing a job is not possible on bare");
     assert_refused(Bare.cancel(id).await, refused, "cancelling a job is not possible on bare");
-    assert_refused(Bare.delete_finished(age, 1).await, refused, "deleting finished jobs is not possible on bare");
+    assert_refused(
+        Bare.delete_finished(age, 1).await,
+        refused,
+        "deleting finished jobs is not possible on bare",
+    );
     assert_refused(Bare.promote().await, refused, "before their time is not possible on bare");
 }
 

@@ -132,7 +132,7 @@ for_every_backend! {
         }
     }
 
-    async fn a_job_that_may_not_be_rescued_fails_when_its_worker_is_lost_for_the_first_time(queue: TestQueue) {
+    async fn a_job_that_may_not_be_rescued_fails_when_its_worker_is_lost(queue: TestQueue) {
         let id = queue.enqueue("a").await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;

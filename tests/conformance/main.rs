@@ -1,8 +1,8 @@
-//! The proof of the contract in `dejq::backend`: every behaviour is written once and becomes one named test for
-//! each store, such as `chain::a_chained_job_is_blocked_until_the_one_before_is_final::memory`.
+//! The proof of the contract in `dejq::backend`: every behaviour is written once and becomes one named test
+//! for each store, such as `chain::a_chained_job_is_blocked_until_the_one_before_is_final::memory`.
 //!
-//! Tests see a queue only through the trait. What a store cannot do it says in its `Guarantees`; the test then
-//! proves that it is refused.
+//! Tests see a queue only through the trait. What a store cannot do it says in its `Guarantees`; the test
+//! then proves that it is refused.
 
 #![allow(clippy::unwrap_used)] // a test that meets an error it does not expect has found one
 
@@ -18,10 +18,12 @@ macro_rules! for_every_backend {
             #[allow(unused_imports)]
             use super::*;
 
-            async fn behaviour($queue: crate::support::TestQueue) $body
+            use crate::support::{Store, TestQueue};
+
+            async fn behaviour($queue: TestQueue) $body
 
             #[tokio::test(start_paused = true)]
-            async fn memory() { behaviour(crate::support::TestQueue::open(crate::support::Store::Memory).await).await; }
+            async fn memory() { behaviour(TestQueue::open(Store::Memory).await).await }
         }
     )*};
 }

@@ -181,7 +181,8 @@ for_every_backend! {
     }
 
     async fn of_many_that_enqueue_at_the_same_time_one_is_stored(queue: TestQueue) {
-        let stored = queue.in_parallel(8, |queue| async move { queue.put(&[unique("a", "k")]).await[0] }).await;
+        let enqueue = |queue: TestQueue| async move { queue.put(&[unique("a", "k")]).await[0] };
+        let stored = queue.in_parallel(8, enqueue).await;
         assert!(stored.iter().all(|id| *id == stored[0]), "{stored:?}");
         queue.assert_counts(&[(State::Ready, 1)]).await;
     }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dejq::backend::{
-    Backend, Claim, Guarantees, HandOff, Lease, Leased, Rescued, Revocation, SettleReply, Settled, Stats, WorkerId,
+    Backend, Claim, Guarantees, HandOff, Lease, Leased, Rescued, Revocation, SettleReply, Settled, Stats,
+    WorkerId,
 };
 use dejq::error::Result;
 use dejq::job::{JobId, NewJob};

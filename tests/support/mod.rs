@@ -3,14 +3,14 @@
 mod bare;
 mod queue;
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 
 use dejq::backend::{Counts, Lease, Leased, SettleReply};
 use dejq::error::{ErrorKind, Result};
 use dejq::job::{Body, Failure, JobId, JobType, NewJob, OnFailure, State};
 
 pub use self::bare::Bare;
-pub use self::queue::{Claiming, LEASE, Store, TestQueue};
+pub use self::queue::{LEASE, Store, TestQueue};
 
 /// A job of this type with default options; `NewJob { delay, ..job("a") }` sets others.
 pub fn job(job_type: &str) -> NewJob {
@@ -70,8 +70,8 @@ pub fn count(counts: &Counts, state: State) -> Option<u64> {
 }
 
 /// The operation was refused with this kind of error, and the text names what it is about.
-pub fn assert_refused<T: Debug>(result: Result<T>, kind: &ErrorKind, word: impl ToString) {
-    let error = result.expect_err("this should have been refused");
+pub fn assert_refused<T: Debug>(result: Result<T>, kind: &ErrorKind, word: impl Display) {
+    let (error, word) = (result.expect_err("this should have been refused"), format!("{word}"));
     assert_eq!(error.kind(), kind, "{error}");
-    assert!(error.text().contains(&word.to_string()), "{:?} is not in {error}", word.to_string());
+    assert!(error.text().contains(&word), "{word:?} is not in {error}");
 }

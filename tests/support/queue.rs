@@ -1,11 +1,12 @@
-//! The queue under test. Time is counted in ticks, so that a store with a clock of its own can have long ones.
+//! The queue under test. Time is counted in ticks, which may be long for a store with a clock of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dejq::backend::memory::{MemoryBackend, MemoryOptions};
 use dejq::backend::{
-    Backend, Claim, Counts, HandOff, Lease, Leased, Outcome, Rescued, Revocation, SettleReply, Settled, WorkerId,
+    Backend, Claim, Counts, HandOff, Lease, Leased, Outcome, Rescued, Revocation, SettleReply, Settled,
+    WorkerId,
 };
 use dejq::error::ErrorKind;
 use dejq::job::{JobId, JobType, NewJob, OnFailure, State};
@@ -84,7 +85,8 @@ impl TestQueue {
         (start.elapsed().as_millis() / self.tick.as_millis()) as u32
     }
 
-    fn lease_time(&self) -> Duration {
+    /// How long the leases of this worker last.
+    pub fn lease_time(&self) -> Duration {
         self.ticks(LEASE) + self.tick / 2
     }
 
@@ -140,7 +142,7 @@ impl TestQueue {
         wait: u32,
         stop: &CancellationToken,
     ) -> Vec<Leased> {
-        let want = Claim {
+        let asked = Claim {
             worker: self.worker,
             types: &as_types(types),
             limit,
@@ -148,7 +150,7 @@ impl TestQueue {
             wait: self.ticks(wait),
             stop,
         };
-        self.backend.claim(&want).await.unwrap()
+        self.backend.claim(&asked).await.unwrap()
     }
 
     pub async fn beat(&self, leases: &[Lease]) -> Vec<(Lease, Revocation)> {
@@ -161,8 +163,8 @@ impl TestQueue {
     }
 
     pub async fn give_back(&self, leased: &[Leased]) {
-        let leases: Vec<Lease> = leased.iter().map(lease).collect();
-        self.backend.give_back(&leases).await.unwrap();
+        let held: Vec<Lease> = leased.iter().map(lease).collect();
+        self.backend.give_back(&held).await.unwrap();
     }
 
     pub async fn rescue(&self, max_rescues: u32) -> Rescued {

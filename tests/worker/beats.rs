@@ -16,7 +16,9 @@ async fn one_beat_renews_running_and_queued_leases_in_one_call() {
     let beats = stage.store.seen(Call::Extend);
     assert_eq!(beats.iter().map(|beat| beat.jobs).collect::<Vec<_>>(), [8], "3 running and 5 queued");
     assert_eq!((worker.counted().beats, worker.counted().extended), (1, 8));
-    running.into_iter().for_each(|task| worker.finish(task));
+    for task in running {
+        worker.finish(task);
+    }
     settle_down().await;
     pass(BEAT).await;
     assert_eq!(stage.store.seen(Call::Extend)[1].jobs, 5, "what has ended needs no beat");
@@ -67,7 +69,7 @@ async fn a_failed_beat_is_repeated_five_times_as_fast() {
         beats.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64().round()).collect();
     assert_eq!(pauses, [1.0, 1.0, 1.0, 5.0]);
     assert_eq!(task.cancelled(), Cancel::No, "three lost beats in a row fit into a lease");
-    assert_eq!((worker.counted().beats, worker.counted().store_errors), (1, 3));
+    assert_eq!((worker.counted().beats, worker.counted().store_errors), (2, 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -76,7 +78,7 @@ async fn an_idle_worker_beats_too_and_is_known_to_be_alive() {
     let worker = stage.start([spec("a")], slots(1));
     pass(LEASE * 10).await;
     assert_eq!(stage.stats().await.workers, Some(1));
-    assert_eq!((worker.counted().beats, worker.counted().extended), (29, 0), "the 30th is due just now");
+    assert_eq!((worker.counted().beats, worker.counted().extended), (30, 0));
     worker.stop().await;
     assert_eq!(stage.stats().await.workers, Some(0));
 }

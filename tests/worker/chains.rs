@@ -78,7 +78,9 @@ async fn a_failed_job_lets_its_dependants_run_or_cancels_them_as_the_chain_says(
     let goes_on = stage.chain(&["a", "a"], OnFailure::Continue).await;
     let ends = stage.chain(&["a", "a"], OnFailure::Cancel).await;
     let worker = stage.start([spec("a")], slots(2));
-    worker.take_all(2).await.into_iter().for_each(|task| worker.fail(task));
+    for task in worker.take_all(2).await {
+        worker.fail(task);
+    }
     let next = worker.take().await;
     assert_eq!(next.job.id, goes_on[1]);
     worker.finish(next);

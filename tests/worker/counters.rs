@@ -53,14 +53,18 @@ async fn counters_add_up_when_a_stop_cuts_in() {
     let worker = stage.start([spec("a")], slots(10));
     let mut tasks = worker.take_all(6).await;
     let late = tasks.split_off(3);
-    tasks.into_iter().for_each(|task| worker.finish(task));
+    for task in tasks {
+        worker.finish(task);
+    }
     settle_down().await;
     let stopping = tokio::spawn({
         let worker = worker.clone();
         async move { worker.stop().await }
     });
     settle_down().await;
-    late.into_iter().for_each(|task| worker.fail(task));
+    for task in late {
+        worker.fail(task);
+    }
     let report = stopping.await.unwrap();
     let counted = worker.counted();
     assert_eq!((counted.finished, counted.failed, counted.started), (3, 3, 6));

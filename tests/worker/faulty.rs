@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dejq::backend::memory::{MemoryBackend, MemoryOptions};
 use dejq::backend::{
-    Backend, Claim, Guarantees, HandOff, Lease, Leased, Rescued, Revocation, SettleReply, Settled, Stats, WorkerId,
+    Backend, Claim, Guarantees, HandOff, Lease, Leased, Rescued, Revocation, SettleReply, Settled, Stats,
+    WorkerId,
 };
 use dejq::error::{Error, ErrorKind, Result};
 use dejq::job::{JobId, JobInfo, JobType, NewJob};
@@ -137,7 +138,12 @@ impl FaultyBackend {
         planned.or_else(|| self.standing.lock().unwrap().get(&call).cloned())
     }
 
-    async fn strike<T>(&self, call: Call, jobs: usize, act: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    async fn strike<T>(
+        &self,
+        call: Call,
+        jobs: usize,
+        act: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
         self.seen.lock().unwrap().push(Seen { call, at: Instant::now(), jobs });
         self.moves.send_modify(|moves| *moves += 1);
         let result = match self.fault(call) {

@@ -33,7 +33,8 @@ fn a_second_handler_for_a_type_is_refused_with_what_to_type() {
 }
 
 fn config(given: &[(&str, &str)]) -> Result<WorkerConfig, String> {
-    let mut options = Options::new(given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let mut options =
+        Options::new(given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let config = WorkerConfig::from_options(&mut options).map_err(|error| error.to_string())?;
     options.finish().map_err(|error| error.to_string())?;
     Ok(config)

@@ -1,7 +1,10 @@
 //! Leases that run out, and leases that another worker has.
 
+use std::time::Duration;
+
+use dejq::backend::Backend;
 use dejq::job::State;
-use dejq::worker::Cancel;
+use dejq::worker::{Cancel, WorkerConfig};
 
 use crate::faulty::{Call, Fault, Gate};
 use crate::logbook;
@@ -14,7 +17,7 @@ async fn after_a_lease_without_a_beat_handlers_are_told_and_nothing_new_starts()
     let worker = stage.start([spec("a")], slots(2));
     let running = worker.take().await;
     stage.store.always(Call::Extend, Fault::Fail);
-    pass(LEASE - BEAT / 2).await;
+    pass(BEAT * 5 / 2).await;
     assert_eq!(running.cancelled(), Cancel::No);
     pass(BEAT).await;
     assert_eq!(running.cancelled(), Cancel::Expired);
@@ -52,6 +55,21 @@ async fn a_lease_counts_as_over_while_the_store_hangs_too() {
     gate.open();
 }
 
+/// SIGSTOP, a laptop's lid, a virtual machine that is moved: here the one thread that runs everything.
+#[tokio::test]
+async fn after_a_pause_of_the_whole_process_nothing_queued_starts() {
+    let stage = Stage::new();
+    let ids = stage.enqueue("a", 2).await;
+    let config = WorkerConfig { heartbeat: Duration::from_millis(20), ..slots(2) };
+    let worker = stage.start([spec("a")], config);
+    let first = worker.take().await;
+    std::thread::sleep(Duration::from_millis(100)); // the pause itself
+    assert!(worker.take_now().is_none(), "others may have it by now");
+    worker.finish(first);
+    let second = worker.take().await;
+    assert_eq!((second.job.id, second.job.attempt), (ids[1], 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_beat_that_gets_through_after_all_revives_a_handler() {
     let stage = Stage::new();
@@ -63,9 +81,10 @@ async fn a_beat_that_gets_through_after_all_revives_a_handler() {
     pass(LEASE * 2).await;
     assert_eq!(task.cancelled(), Cancel::Expired);
     stage.store.heal(Call::Extend);
-    stage.store.heal(Call::Rescue);
     pass(BEAT).await;
     assert_eq!(task.cancelled(), Cancel::No);
+    stage.store.heal(Call::Rescue);
+    pass(LEASE * 2).await;
     worker.finish(task);
     stage.until(id, State::Finished).await;
 }
@@ -107,7 +126,7 @@ async fn a_handler_whose_lease_another_worker_took_is_told_and_its_end_changes_n
     let stage = Stage::new();
     let id = stage.enqueue_one("a").await;
     let zombie = stage.start([spec("a")], slots(1));
-    let stale = zombie.take().await;
+    let task = zombie.take().await;
     stage.store.always(Call::Extend, Fault::Fail);
     within("a rescue", stage.store.until(async || stage.state(id).await == State::Ready)).await;
     // The rescuer of the zombie itself made it ready, and its fetcher has no free slot for it.
@@ -116,9 +135,9 @@ async fn a_handler_whose_lease_another_worker_took_is_told_and_its_end_changes_n
     assert_eq!(taken[0].job.id, id);
     stage.store.heal(Call::Extend);
     pass(BEAT).await;
-    assert_eq!(stale.cancelled(), Cancel::Lost);
+    assert_eq!(task.cancelled(), Cancel::Lost);
     let settles = stage.store.count(Call::Settle);
-    zombie.fail(stale);
+    zombie.fail(task);
     settle_down().await;
     assert_eq!((stage.state(id).await, stage.store.count(Call::Settle)), (State::Running, settles));
     assert_eq!((zombie.counted().lost, zombie.counted().failed), (1, 0));
@@ -132,12 +151,12 @@ async fn an_end_that_comes_before_the_bad_news_is_refused_by_the_store() {
     let stage = Stage::new();
     let id = stage.enqueue_one("a").await;
     let zombie = stage.start([spec("a")], slots(1));
-    let stale = zombie.take().await;
+    let task = zombie.take().await;
     stage.store.always(Call::Extend, Fault::Fail);
     within("a rescue", stage.store.until(async || stage.state(id).await == State::Ready)).await;
     let other = somebody();
     let taken = stage.claim_as(other, "a", 1).await;
-    zombie.finish(stale);
+    zombie.finish(task);
     settle_down().await;
     assert_eq!(stage.state(id).await, State::Running);
     assert_eq!((zombie.counted().lost, zombie.counted().finished), (1, 0));

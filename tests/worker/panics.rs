@@ -104,7 +104,25 @@ async fn ends_that_always_panic_stop_the_worker_and_let_its_jobs_go_to_others() 
     let other = stage.start([spec("a")], slots(10));
     other.serve(|_| async { Attempt::Finished });
     stage.until_all(&ids, State::Finished).await;
-    assert_eq!(worker.stop().await.forced, false);
+    assert!(!worker.stop().await.forced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_panicked_while_giving_back_can_be_repeated() {
+    let stage = Stage::new();
+    let ids = stage.enqueue("a", 3).await;
+    let worker = stage.start([spec("a")], slots(3));
+    let running = worker.take().await;
+    stage.store.next(Call::GiveBack, 1, &Fault::Panic);
+    let first = tokio::spawn({
+        let worker = worker.clone();
+        async move { worker.stop().await }
+    });
+    assert!(within("the panic", first).await.unwrap_err().is_panic());
+    worker.finish(running);
+    assert_eq!(worker.stop().await.abandoned, 0);
+    let other = stage.start([spec("a")], slots(2));
+    assert_eq!(other.take().await.job.id, ids[1], "its lease has run out");
 }
 
 #[tokio::test(start_paused = true)]

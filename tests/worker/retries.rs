@@ -17,12 +17,7 @@ fn attempts(count: u32) -> Option<NonZeroU32> {
 
 /// 10 s, 30 s, 90 s …, up to 100 s, each ± 20 %.
 fn slow_backoff() -> Backoff {
-    Backoff {
-        initial: Duration::from_secs(10),
-        factor: 3.0,
-        maximum: Duration::from_secs(100),
-        jitter: 0.2,
-    }
+    Backoff { initial: Duration::from_secs(10), factor: 3.0, maximum: Duration::from_secs(100), jitter: 0.2 }
 }
 
 fn retry(after: Option<Duration>) -> Attempt {
@@ -42,7 +37,7 @@ async fn a_failed_job_runs_again_after_growing_waits_until_its_attempts_are_used
         async { failed() }
     });
     stage.until_all(&ids, State::Failed).await;
-    let starts = starts.lock().unwrap();
+    let starts = starts.lock().unwrap().clone();
     let mut first_waits = Vec::new();
     for id in &ids {
         let of_job: Vec<_> = starts.iter().filter(|(job, ..)| job == id).collect();
@@ -91,12 +86,15 @@ async fn the_handlers_own_backoff_wins_over_the_workers() {
     let stage = Stage::new();
     stage.enqueue_one("patient").await;
     stage.enqueue_one("plain").await;
-    let exactly = |seconds| Backoff { initial: Duration::from_secs(seconds), jitter: 0.0, ..Backoff::default() };
+    let exactly =
+        |seconds| Backoff { initial: Duration::from_secs(seconds), jitter: 0.0, ..Backoff::default() };
     let config = WorkerConfig { max_attempts: attempts(2).unwrap(), backoff: exactly(7), ..slots(2) };
     let patient = HandlerSpec { backoff: Some(exactly(70)), ..spec("patient") };
     let worker = stage.start([patient, spec("plain")], config);
     let begin = Instant::now();
-    worker.take_all(2).await.into_iter().for_each(|task| worker.fail(task));
+    for task in worker.take_all(2).await {
+        worker.fail(task);
+    }
     for (name, seconds) in [("plain", 7), ("patient", 70)] {
         let task = worker.take().await;
         assert_eq!((task.job.job_type.as_str(), begin.elapsed().as_secs()), (name, seconds));
@@ -144,7 +142,10 @@ async fn a_handler_that_gives_up_fails_its_job_at_once() {
     worker.end(task, Attempt::Discarded(Failure::new("Discard", "no such user")));
     stage.until(id, State::Failed).await;
     let info = stage.info(id).await;
-    assert_eq!((info.job.attempt, info.failure.unwrap().to_string()), (1, "Discard: no such user".to_owned()));
+    assert_eq!(
+        (info.job.attempt, info.failure.unwrap().to_string()),
+        (1, "Discard: no such user".to_owned())
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -49,6 +49,7 @@ async fn a_freed_slot_is_filled_at_once() {
     let ids = stage.enqueue("a", 3).await;
     let worker = stage.start([spec("a")], slots(2));
     let mut running = worker.take_all(2).await;
+    pass(Duration::from_secs(1)).await;
     worker.finish(running.remove(0));
     assert_eq!(worker.take().await.job.id, ids[2]);
     let asked: Vec<_> = stage.store.seen(Call::Claim).iter().map(|claim| claim.jobs).collect();
@@ -65,7 +66,7 @@ async fn fast_handlers_get_their_jobs_in_few_claims() {
     settle_down().await;
     let counted = worker.counted();
     assert_eq!((counted.finished, counted.started), (20_000, ids.len() as u64));
-    assert!(counted.claims + counted.settles < 2_000, "{counted:?}");
+    assert!(counted.claims < 100, "{counted:?}");
 }
 
 #[tokio::test(start_paused = true)]

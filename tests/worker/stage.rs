@@ -30,11 +30,11 @@ pub async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(deadline, event).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
-/// Lets time pass on the paused clock; everybody else runs meanwhile.
+/// Lets time pass on the paused clock, and a moment for what falls due just then; everybody else runs meanwhile.
 pub async fn pass(time: Duration) {
     let is_real = Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread;
     assert!(!is_real, "tests on the real clock wait for events, not for time");
-    tokio::time::sleep(time).await; // paused clock
+    tokio::time::sleep(time + Duration::from_millis(1)).await; // paused clock
 }
 
 /// Lets everybody run until they wait for something, without time to speak of.
@@ -51,7 +51,13 @@ pub fn job(name: &str) -> NewJob {
 }
 
 pub fn spec(name: &str) -> HandlerSpec {
-    HandlerSpec { job_type: job_type(name), flavour: Flavour::Sync, max_attempts: None, backoff: None, timeout: None }
+    HandlerSpec {
+        job_type: job_type(name),
+        flavour: Flavour::Sync,
+        max_attempts: None,
+        backoff: None,
+        timeout: None,
+    }
 }
 
 pub fn async_spec(name: &str) -> HandlerSpec {
@@ -158,8 +164,9 @@ impl Stage {
     pub async fn finish_as(&self, other: WorkerId, leased: &Leased) {
         let lease = dejq::backend::Lease { id: leased.job.id, token: leased.token };
         let done = [Settled { lease, outcome: Outcome::Finished }];
-        let reply = self.store.memory.settle(&done, &HandOff { worker: other, types: &[], lease: LEASE }).await;
-        assert_eq!(reply.unwrap().lost, []);
+        let reply =
+            self.store.memory.settle(&done, &HandOff { worker: other, types: &[], lease: LEASE }).await;
+        assert!(reply.unwrap().lost.is_empty());
     }
 }
 

@@ -47,7 +47,9 @@ async fn each_type_without_a_handler_is_told_once_with_what_to_do() {
     pass(Duration::from_secs(600)).await;
     let (about_first, about_odd) = (logbook::about(first), logbook::about(odd));
     assert_eq!((about_first.len(), about_odd.len()), (1, 1), "{about_first:#?} {about_odd:#?}");
-    assert!(about_first[0].contains("no handler for job type \"unknown\"") && about_first[0].contains("known"));
+    assert!(
+        about_first[0].contains("no handler for job type \"unknown\"") && about_first[0].contains("known")
+    );
     assert_eq!(logbook::about(second), [""; 0]);
 }
 

@@ -40,14 +40,22 @@ impl Line {
         }
     }
 
-    pub fn push_back(&mut self, ticket: Ticket) {
-        self.tickets.push_back(ticket);
-    }
-
-    /// Puts a job that comes back at its old place. `is_before` says whether a ticket stands before it; such
-    /// jobs are among the oldest, so the search from the front is short.
-    pub fn push_in_place(&mut self, ticket: Ticket, is_before: impl Fn(Ticket) -> bool) {
-        let place = self.tickets.iter().take_while(|other| is_before(**other)).count();
+    /// Adds a job at its place; `is_before` says whether a valid ticket stands before it. New jobs go to the end
+    /// at once; those that come back are among the oldest, so the search from the front is short.
+    pub fn push(
+        &mut self,
+        ticket: Ticket,
+        is_valid: impl Fn(Ticket) -> bool,
+        is_before: impl Fn(Ticket) -> bool,
+    ) {
+        while self.tickets.back().is_some_and(|last| !is_valid(*last)) {
+            self.tickets.pop_back();
+        }
+        if self.tickets.back().is_none_or(|last| is_before(*last)) {
+            self.tickets.push_back(ticket);
+            return;
+        }
+        let place = self.tickets.iter().take_while(|other| !is_valid(**other) || is_before(**other)).count();
         self.tickets.insert(place, ticket);
     }
 

@@ -151,11 +151,7 @@ impl Backend for MemoryBackend {
     }
 
     async fn rescue(&self, max_rescues: u32) -> Result<Rescued> {
-        let rescued = self.lock().rescue(max_rescues);
-        if rescued != Rescued::default() {
-            self.wake.notify_waiters();
-        }
-        Ok(rescued)
+        Ok(self.change(|store| store.rescue(max_rescues)))
     }
 
     async fn stats(&self) -> Result<Stats> {

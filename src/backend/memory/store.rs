@@ -25,10 +25,10 @@ use crate::job::{
 
 /// No record.
 const NONE: u32 = u32::MAX;
+/// Stands for the next job of a chain when that one had started and was deleted: nothing before it runs again.
+const OVERTAKEN: u32 = u32::MAX - 1;
 /// Failed and cancelled jobs kept for each finished one: they are the ones that operators look for.
 const FAILED_PER_FINISHED: usize = 10;
-/// `Failure::kind` of jobs that were cancelled because one before them in their chain failed.
-const CHAIN_CANCELLED: &str = "chain cancelled";
 
 #[derive(Debug)]
 struct Record {
@@ -40,8 +40,10 @@ struct Record {
     /// Place in line: smaller is served first.
     seq: u64,
     enqueued_ms: u64,
-    /// When it started (running) or became final.
+    /// When its last attempt started or, once final, when it became so; 0 before the first start.
     moment_ms: u64,
+    /// Once final: how long before `moment_ms` its last attempt started; `NONE` if there was none.
+    ran_ms: u32,
     line: u32,
     generation: u32,
     attempt: u32,
@@ -56,6 +58,30 @@ struct Record {
     state: Option<State>,
     on_failure: OnFailure,
     cancel_requested: bool,
+    /// A worker may have run it in an attempt that `attempt` no longer counts.
+    has_run: bool,
+}
+
+impl Record {
+    fn has_started(&self) -> bool {
+        self.attempt > 0 || self.has_run
+    }
+
+    /// Notes that it is final from now on.
+    fn close(&mut self, now: Now) {
+        let ran = now.ms.saturating_sub(self.moment_ms).min(u64::from(NONE) - 1);
+        self.ran_ms = if self.moment_ms == 0 { NONE } else { ran as u32 };
+        self.moment_ms = now.ms;
+    }
+
+    fn started_ms(&self) -> Option<u64> {
+        match self.state {
+            Some(state) if state.is_final() => {
+                (self.ran_ms != NONE).then(|| self.moment_ms - u64::from(self.ran_ms))
+            }
+            _ => (self.moment_ms > 0).then_some(self.moment_ms),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +91,8 @@ struct Rare {
     delay: Duration,
     due_ms: u64,
     failure: Option<Failure>,
+    /// The job before it in its chain whose end cancelled it.
+    cancelled_with: Option<JobId>,
 }
 
 #[derive(Debug)]
@@ -92,6 +120,9 @@ pub(super) struct Store {
     workers: FxHashMap<WorkerId, Instant>,
     next_seq: u64,
     no_body: Body,
+    /// One moment on both clocks. Times that people read are counted from here by the monotonic one, so that no
+    /// age jumps when the system's clock is set.
+    started: Now,
 }
 
 impl Store {
@@ -111,13 +142,22 @@ impl Store {
             workers: FxHashMap::default(),
             next_seq: 0,
             no_body: Body::from_encoder(b""),
+            started: Now { instant: Instant::now(), ms: unix_ms(SystemTime::now()) },
         }
+    }
+
+    /// Reads the clock and makes ready what is due by it, so that every operation sees the same states.
+    fn now(&mut self) -> Now {
+        let instant = Instant::now();
+        let elapsed = instant.saturating_duration_since(self.started.instant);
+        self.make_due(Some(instant));
+        Now { instant, ms: self.started.ms + elapsed.as_millis() as u64 }
     }
 
     // ---- what clients do ---------------------------------------------------------------------------
 
     pub fn enqueue(&mut self, jobs: &[NewJob]) -> Vec<JobId> {
-        let now = Now::read();
+        let now = self.now();
         let mut ids = Vec::with_capacity(jobs.len());
         let mut previous = NONE;
         let mut last_line: Option<u32> = None;
@@ -135,6 +175,11 @@ impl Store {
             }
             ids.push(job.id);
             if self.ids.contains_key(job.id.as_bytes()) {
+                previous = NONE;
+                continue;
+            }
+            if job.chain.position > 1 && previous == NONE {
+                // Stored by an earlier call, as the job before it shows, and deleted since.
                 continue;
             }
             let index = self.insert(job, line, now);
@@ -151,8 +196,7 @@ impl Store {
     }
 
     pub fn claim(&mut self, want: &Claim<'_>) -> Vec<Leased> {
-        let now = Now::read();
-        self.make_due(Some(now.instant));
+        let now = self.now();
         self.workers.insert(want.worker, now.instant + want.lease);
         let mut heads: Vec<(u64, u32)> = Vec::new();
         for job_type in want.types {
@@ -172,8 +216,11 @@ impl Store {
         // Several types wait: oldest job first over all of them.
         let mut heads: BinaryHeap<Reverse<(u64, u32)>> = heads.into_iter().map(Reverse).collect();
         while leased.len() < want.limit
-            && let Some(Reverse((_, line))) = heads.pop()
+            && let Some(Reverse((seq, line))) = heads.pop()
         {
+            if self.head_seq(line) != Some(seq) {
+                continue; // its type was asked for twice
+            }
             leased.push(self.claim_head(line, now, want.lease));
             if let Some(seq) = self.head_seq(line) {
                 heads.push(Reverse((seq, line)));
@@ -188,7 +235,7 @@ impl Store {
         leases: &[Lease],
         lease: Duration,
     ) -> Vec<(Lease, Revocation)> {
-        let now = Now::read();
+        let now = self.now();
         self.workers.insert(worker, now.instant + lease);
         let mut revoked = Vec::new();
         for held in leases {
@@ -209,7 +256,7 @@ impl Store {
     }
 
     pub fn settle(&mut self, done: &[Settled], next: &HandOff<'_>) -> SettleReply {
-        let now = Now::read();
+        let now = self.now();
         let mut reply = SettleReply::default();
         for (place, settled) in done.iter().enumerate() {
             let Some(index) = self.current(settled.lease) else {
@@ -218,7 +265,12 @@ impl Store {
             };
             let wanted = self.records[index as usize].cancel_requested;
             let released = match &settled.outcome {
-                Outcome::Finished => self.end(index, State::Finished, None, now),
+                Outcome::Finished => {
+                    if let Some(rare) = &mut self.records[index as usize].rare {
+                        rare.failure = None;
+                    }
+                    self.end(index, State::Finished, None, now)
+                }
                 Outcome::Failed(failure) => self.end(index, State::Failed, Some(failure.clone()), now),
                 Outcome::Cancelled(failure) => self.end(index, State::Cancelled, Some(failure.clone()), now),
                 Outcome::Retry { failure, .. } if wanted => {
@@ -245,15 +297,22 @@ impl Store {
 
     /// Backwards, so that each goes in front of the one put back before it.
     pub fn give_back(&mut self, leases: &[Lease]) {
+        let now = self.now();
         for lease in leases.iter().rev() {
-            if let Some(index) = self.current(*lease) {
-                self.put_back(index);
+            let Some(index) = self.current(*lease) else { continue };
+            self.put_back(index);
+            let record = &mut self.records[index as usize];
+            if record.attempt == 0 {
+                record.moment_ms = 0;
+            }
+            if record.cancel_requested {
+                self.end(index, State::Cancelled, Some(by_operator()), now);
             }
         }
     }
 
     pub fn rescue(&mut self, max_rescues: u32) -> Rescued {
-        let now = Now::read();
+        let now = self.now();
         self.workers.retain(|_, until| *until >= now.instant);
         let mut expired: Vec<u32> =
             self.running.iter().filter(|running| running.until < now.instant).map(|r| r.index).collect();
@@ -267,6 +326,7 @@ impl Store {
                 self.end(index, State::Cancelled, Some(failure), now);
             } else if record.rescues < max_rescues {
                 record.rescues += 1;
+                record.has_run = true;
                 self.put_back(index);
                 rescued.requeued += 1;
             } else {
@@ -285,12 +345,14 @@ impl Store {
 
     // ---- what operators do -------------------------------------------------------------------------
 
-    pub fn get(&self, id: JobId) -> Result<JobInfo> {
+    pub fn get(&mut self, id: JobId) -> Result<JobInfo> {
+        self.now();
         Ok(self.info(self.find(id)?))
     }
 
-    pub fn list(&self, filter: &Filter) -> Vec<JobInfo> {
-        let newest = filter.older_than.map(|age| Now::read().ms.saturating_sub(age.as_millis() as u64));
+    pub fn list(&mut self, filter: &Filter) -> Vec<JobInfo> {
+        let now = self.now();
+        let newest = filter.older_than.map(|age| now.ms.saturating_sub(age.as_millis() as u64));
         // The `limit` smallest matching ids, in one pass.
         let mut found: BinaryHeap<(JobId, u32)> = BinaryHeap::new();
         for (index, record) in (0..).zip(&self.records) {
@@ -312,8 +374,8 @@ impl Store {
         found.into_sorted_vec().into_iter().map(|(_, index)| self.info(index)).collect()
     }
 
-    pub fn unresponsive(&self, older_than: Duration) -> Vec<JobInfo> {
-        let newest = Now::read().ms.saturating_sub(older_than.as_millis() as u64);
+    pub fn unresponsive(&mut self, older_than: Duration) -> Vec<JobInfo> {
+        let newest = self.now().ms.saturating_sub(older_than.as_millis() as u64);
         let mut silent: Vec<JobInfo> = self
             .running
             .iter()
@@ -325,24 +387,26 @@ impl Store {
     }
 
     pub fn finish(&mut self, id: JobId) -> Result<()> {
+        let now = self.now();
         let index = self.find_open(id, "finish")?;
-        self.end(index, State::Finished, None, Now::read());
+        self.end(index, State::Finished, None, now);
         Ok(())
     }
 
     pub fn cancel(&mut self, id: JobId) -> Result<()> {
+        let now = self.now();
         let index = self.find_open(id, "cancel")?;
         let record = &mut self.records[index as usize];
         if record.state == Some(State::Running) {
             record.cancel_requested = true;
         } else {
-            let failure = Failure::new("cancelled", "cancelled by an operator");
-            self.end(index, State::Cancelled, Some(failure), Now::read());
+            self.end(index, State::Cancelled, Some(by_operator()), now);
         }
         Ok(())
     }
 
     pub fn requeue(&mut self, id: JobId) -> Result<()> {
+        self.now();
         let index = self.find(id)?;
         let state = self.state(index);
         if matches!(state, State::Finished | State::Ready | State::Blocked) {
@@ -351,13 +415,15 @@ impl Store {
             return Err(wrong_state(format!("job {id} cannot be requeued, it is {}; {fix}", state.as_str())));
         }
         let followers = self.followers(index);
-        if let Some(&started) =
-            followers.iter().find(|&&follower| self.records[follower as usize].attempt > 0)
-        {
+        let started = followers.iter().find(|&&follower| self.records[follower as usize].has_started());
+        let last = followers.last().copied().unwrap_or(index);
+        if started.is_some() || self.records[last as usize].next == OVERTAKEN {
+            let which = started.map_or("a deleted job".to_owned(), |&started| {
+                format!("job {}", self.records[started as usize].id)
+            });
             return Err(wrong_state(format!(
-                "job {id} cannot be requeued: job {} after it in its chain has started, and a chain never goes \
-                 back; enqueue a new job instead",
-                self.records[started as usize].id
+                "job {id} cannot be requeued: {which} after it in its chain has started, and a chain never goes \
+                 back; enqueue a new job instead"
             )));
         }
         if let Some(key) = self.unique_key(index)
@@ -369,26 +435,37 @@ impl Store {
                 self.records[holder as usize].id
             )));
         }
+        // What ended the rest of the chain: this job, or the one that this job was cancelled with.
+        let rare = self.records[index as usize].rare.as_mut();
+        let cause = rare.and_then(|rare| rare.cancelled_with.take()).unwrap_or(id);
         for follower in followers {
-            let by_chain =
-                self.records[follower as usize].rare.as_ref().and_then(|rare| rare.failure.as_ref());
-            let again = by_chain.is_some_and(|failure| failure.kind == CHAIN_CANCELLED);
-            if again || matches!(self.state(follower), State::Ready | State::Scheduled) {
-                self.leave_state(follower);
-                self.rare(follower).failure = None;
-                self.enter(follower, State::Blocked);
+            let record = &mut self.records[follower as usize];
+            let rare = record.rare.as_mut().filter(|rare| rare.cancelled_with == Some(cause));
+            let is_released = matches!(record.state, Some(State::Ready | State::Scheduled));
+            if rare.is_none() && !is_released {
+                continue;
             }
+            if let Some(rare) = rare {
+                rare.cancelled_with = None;
+                rare.failure = None;
+            }
+            record.moment_ms = 0;
+            self.leave_state(follower);
+            self.enter(follower, State::Blocked);
         }
         self.leave_state(index);
         let record = &mut self.records[index as usize];
+        record.has_run = record.has_started();
+        record.moment_ms = 0;
         record.attempt = 0;
         record.rescues = 0;
         record.cancel_requested = false;
         if let Some(key) = self.unique_key(index) {
             self.unique.insert(key, index);
         }
-        let previous = self.neighbour(index, self.records[index as usize].previous);
-        if previous.is_some_and(|previous| !self.state(previous).is_final()) {
+        let before = |&index: &u32| neighbour(self.records[index as usize].previous);
+        let mut predecessors = std::iter::successors(before(&index), before);
+        if predecessors.any(|predecessor| !self.state(predecessor).is_final()) {
             self.enter(index, State::Blocked);
         } else {
             self.join_line(index);
@@ -397,7 +474,7 @@ impl Store {
     }
 
     pub fn delete_finished(&mut self, older_than: Duration, batch: usize) -> u64 {
-        let newest = Now::read().ms.saturating_sub(older_than.as_millis() as u64);
+        let newest = self.now().ms.saturating_sub(older_than.as_millis() as u64);
         let mut deleted = 0;
         for failed in [false, true] {
             while deleted < batch as u64 {
@@ -419,8 +496,7 @@ impl Store {
     }
 
     pub fn stats(&mut self) -> Stats {
-        let now = Now::read();
-        self.make_due(Some(now.instant));
+        let now = self.now();
         self.workers.retain(|_, until| *until >= now.instant);
         let mut stats = Stats { workers: Some(self.workers.len() as u64), ..Stats::default() };
         let mut total = [0; State::ALL.len()];
@@ -482,9 +558,10 @@ impl Store {
                     ..Rare::default()
                 })
             }),
-            seq: 0,
+            seq: self.take_seq(),
             enqueued_ms: now.ms,
             moment_ms: 0,
+            ran_ms: NONE,
             line,
             generation: 0,
             attempt: 0,
@@ -496,6 +573,7 @@ impl Store {
             state: None,
             on_failure: job.on_failure,
             cancel_requested: false,
+            has_run: false,
         };
         let index = if let Some(index) = self.free.pop() {
             let slot = &mut self.records[index as usize];
@@ -512,8 +590,16 @@ impl Store {
         index
     }
 
-    /// Frees the slot of a final job.
+    /// Frees the slot of a final job; its neighbours in the chain become each other's.
     fn remove(&mut self, index: u32) {
+        let record = &self.records[index as usize];
+        let (has_started, previous, next) = (record.has_started(), record.previous, record.next);
+        if let Some(previous) = neighbour(previous) {
+            self.records[previous as usize].next = if has_started { OVERTAKEN } else { next };
+        }
+        if let Some(next) = neighbour(next) {
+            self.records[next as usize].previous = if has_started { NONE } else { previous };
+        }
         let no_body = self.no_body.clone();
         let record = &mut self.records[index as usize];
         record.state = None;
@@ -547,9 +633,14 @@ impl Store {
         self.lines[record.line as usize].moved(None, Some(state));
     }
 
+    /// A new job, or the next one of a chain → *ready* at its place in enqueue order, or *scheduled*.
     fn make_ready(&mut self, index: u32, now: Now) {
         let delay = self.records[index as usize].rare.as_ref().map_or(Duration::ZERO, |rare| rare.delay);
-        self.make_ready_after(index, delay, now);
+        if delay.is_zero() {
+            self.take_place(index);
+        } else {
+            self.make_ready_after(index, delay, now);
+        }
     }
 
     fn make_ready_after(&mut self, index: u32, delay: Duration, now: Now) {
@@ -569,27 +660,29 @@ impl Store {
 
     /// → *ready*, at the end of its line.
     fn join_line(&mut self, index: u32) {
-        let seq = self.take_seq();
-        self.enter(index, State::Ready);
-        let record = &mut self.records[index as usize];
-        record.seq = seq;
-        let ticket = Ticket { index, generation: record.generation };
-        self.lines[record.line as usize].push_back(ticket);
+        self.records[index as usize].seq = self.take_seq();
+        self.take_place(index);
     }
 
     /// *running* → *ready* at its old place, the attempt uncounted.
     fn put_back(&mut self, index: u32) {
         self.leave_state(index);
+        self.records[index as usize].attempt -= 1;
+        self.take_place(index);
+    }
+
+    /// Out of no state → *ready*, where its `seq` says.
+    fn take_place(&mut self, index: u32) {
         self.enter(index, State::Ready);
-        let record = &mut self.records[index as usize];
-        record.attempt -= 1;
+        let record = &self.records[index as usize];
         let (seq, line) = (record.seq, record.line as usize);
         let ticket = Ticket { index, generation: record.generation };
         let records = &self.records;
-        self.lines[line].push_in_place(ticket, |other| {
-            let other_record = &records[other.index as usize];
-            other_record.generation != other.generation || other_record.seq < seq
-        });
+        self.lines[line].push(
+            ticket,
+            |other| records[other.index as usize].generation == other.generation,
+            |other| records[other.index as usize].seq < seq,
+        );
     }
 
     fn claim_head(&mut self, line: u32, now: Now, lease: Duration) -> Leased {
@@ -625,7 +718,7 @@ impl Store {
             self.rare(index).failure = Some(failure);
         }
         let record = &mut self.records[index as usize];
-        record.moment_ms = now.ms;
+        record.close(now);
         let ticket = Ticket { index, generation: record.generation };
         let cancels_rest = to != State::Finished && record.on_failure == OnFailure::Cancel;
         let released = if record.chain.position == record.chain.length {
@@ -662,10 +755,12 @@ impl Store {
             if self.state(follower) == State::Blocked {
                 self.leave_state(follower);
                 self.enter(follower, State::Cancelled);
-                self.rare(follower).failure =
-                    Some(Failure::new(CHAIN_CANCELLED, format!("job {id} before it did not finish")));
+                let failure = Failure::new("chain cancelled", format!("job {id} before it did not finish"));
+                let rare = self.rare(follower);
+                rare.failure = Some(failure);
+                rare.cancelled_with = Some(id);
                 let record = &mut self.records[follower as usize];
-                record.moment_ms = now.ms;
+                record.close(now);
                 let ticket = Ticket { index: follower, generation: record.generation };
                 self.remember(ticket, State::Cancelled);
             }
@@ -752,20 +847,13 @@ impl Store {
         self.records[index as usize].state.unwrap_or(State::Cancelled)
     }
 
-    /// A neighbour that is still in the store: the slot may have been taken over by another job.
-    fn neighbour(&self, index: u32, neighbour: u32) -> Option<u32> {
-        let chain = self.records[index as usize].chain.id;
-        let record = self.records.get(neighbour as usize)?;
-        (record.state.is_some() && record.chain.id == chain).then_some(neighbour)
-    }
-
     /// The jobs after this one in its chain, in order.
     fn followers(&self, index: u32) -> Vec<u32> {
         std::iter::successors(self.next_in_chain(index), |&next| self.next_in_chain(next)).collect()
     }
 
     fn next_in_chain(&self, index: u32) -> Option<u32> {
-        self.neighbour(index, self.records[index as usize].next)
+        neighbour(self.records[index as usize].next)
     }
 
     fn unique_key(&self, index: u32) -> Option<(u32, Arc<str>)> {
@@ -801,32 +889,35 @@ impl Store {
         let record = &self.records[index as usize];
         let state = self.state(index);
         let rare = record.rare.as_deref();
-        let moment = (record.moment_ms > 0).then(|| from_unix_ms(record.moment_ms));
+
         let beat = self.running.get(record.running_at as usize).map(|running| from_unix_ms(running.beat_ms));
         JobInfo {
             job: self.job(index),
             state,
             due_at: rare.filter(|_| state == State::Scheduled).map(|rare| from_unix_ms(rare.due_ms)),
-            started_at: moment.filter(|_| !state.is_final()),
+            started_at: record.started_ms().map(from_unix_ms),
             last_beat_at: beat,
-            finished_at: moment.filter(|_| state.is_final()),
+            finished_at: state.is_final().then(|| from_unix_ms(record.moment_ms)),
             rescues: record.rescues,
             failure: rare.and_then(|rare| rare.failure.clone()),
         }
     }
 }
 
-/// One reading of both clocks per call: leases and delays by the monotonic one, what people read by the other.
+/// One reading of the clock per call, as leases and delays need it and as people read it.
 #[derive(Debug, Clone, Copy)]
 struct Now {
     instant: Instant,
     ms: u64,
 }
 
-impl Now {
-    fn read() -> Self {
-        Self { instant: Instant::now(), ms: unix_ms(SystemTime::now()) }
-    }
+/// A link to another job of the chain, if it leads to one.
+fn neighbour(link: u32) -> Option<u32> {
+    (link != NONE && link != OVERTAKEN).then_some(link)
+}
+
+fn by_operator() -> Failure {
+    Failure::new("cancelled", "cancelled by an operator")
 }
 
 fn wrong_state(text: String) -> Error {
