@@ -1,7 +1,7 @@
 """The same paths as pytest-benchmark cases, to compare one change with another: `make bench`.
 
-    python -m pytest benches --benchmark-only --benchmark-save=before
-    python -m pytest benches --benchmark-only --benchmark-compare
+python -m pytest benches --benchmark-only --benchmark-save=before
+python -m pytest benches --benchmark-only --benchmark-compare
 """
 
 from __future__ import annotations

@@ -66,9 +66,7 @@ def _as_text(name: str, value: object) -> str:
         return repr(value.total_seconds())
     if isinstance(value, (str, int, float)):
         return str(value)
-    raise ConfigError(
-        f"option {name}= cannot be a {type(value).__name__}; give a number, a string or a timedelta"
-    )
+    raise ConfigError(f"option {name}= cannot be a {type(value).__name__}; give a number, a string or a timedelta")
 
 
 def seconds(value: float | timedelta | None, name: str) -> float | None:

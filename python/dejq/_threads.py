@@ -28,14 +28,11 @@ def make(sync: _native.SyncLane | None, looped: _native.AsyncLane | None) -> lis
     threads: list[threading.Thread] = []
     if sync is not None:
         threads += [
-            threading.Thread(target=sync.run, name=f"dejq-exec-{number}", daemon=True)
-            for number in range(sync.slots)
+            threading.Thread(target=sync.run, name=f"dejq-exec-{number}", daemon=True) for number in range(sync.slots)
         ]
     if looped is not None:
         # Made here, where an error is the caller's.
-        threads.append(
-            threading.Thread(target=_run_loop, args=(looped, _new_loop()), name=_LOOP_NAME, daemon=True)
-        )
+        threads.append(threading.Thread(target=_run_loop, args=(looped, _new_loop()), name=_LOOP_NAME, daemon=True))
     return threads
 
 
@@ -50,9 +47,7 @@ def interrupt(threads: list[threading.Thread]) -> None:
 
     alive = [thread for thread in threads if thread.is_alive() and thread.name != _LOOP_NAME]
     for thread in alive:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-        )
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
     for thread in alive:
         thread.join(_UNWIND_SECONDS / len(alive))
 
@@ -92,7 +87,7 @@ def _run_loop(lane: _native.AsyncLane, loop: asyncio.AbstractEventLoop) -> None:
     import asyncio
 
     asyncio.set_event_loop(loop)
-    serving = loop.create_task(_serve(lane))
+    serving = loop.create_task(_Serving(lane, loop).until_over())
     serving.add_done_callback(lambda _: loop.stop())
     try:
         while not serving.done():
@@ -122,81 +117,86 @@ async def _cancel_the_rest() -> None:
         await asyncio.wait(rest, timeout=_UNWIND_SECONDS)
 
 
-async def _serve(lane: _native.AsyncLane) -> None:
-    import asyncio
+class _Serving:
+    """Runs the tasks of a lane on the current loop, as many at once as it has slots."""
 
-    loop = asyncio.get_running_loop()
-    spawn = _spawner(loop)
-    over = loop.create_future()
-    slots = lane.slots
-    # `None` until its first step: a task cancelled before that never runs, and would not report its end.
-    running: dict[_native.AsyncTask, asyncio.Task[None] | None] = {}
-    told: set[_native.AsyncTask] = set()
-    cancels = 0
-    is_filling = False
+    def __init__(self, lane: _native.AsyncLane, loop: asyncio.AbstractEventLoop) -> None:
+        import asyncio
 
-    async def run(item: _native.AsyncTask) -> None:
-        running[item] = asyncio.current_task()
+        self._lane = lane
+        self._loop = loop
+        self._current_task = asyncio.current_task
+        self._cancelled_error = asyncio.CancelledError
+        self._spawn = _spawner(loop)
+        self._over: asyncio.Future[None] = loop.create_future()
+        self._slots = lane.slots
+        # `None` until its first step: a task cancelled before that never runs, and would not report its end.
+        self._running: dict[_native.AsyncTask, asyncio.Task[None] | None] = {}
+        self._told: set[_native.AsyncTask] = set()
+        self._cancels = 0
+        self._is_filling = False
+
+    async def until_over(self) -> None:
+        """Returns when the worker has stopped and no handler is left."""
+        import asyncio
+
+        self._loop.add_reader(self._lane.fileno(), self._look)
+        self._look()
+        while not self._over.done():
+            try:
+                await asyncio.shield(self._over)
+            except asyncio.CancelledError:
+                # Of a handler that cancels whatever runs in its loop. This goes on until the worker has stopped.
+                continue
+        self._loop.remove_reader(self._lane.fileno())
+        # What was told to return and did not, goes on as it would on a thread of its own, though for nobody.
+        while left := [task for task in self._running.values() if task is not None]:
+            await asyncio.wait(left)
+
+    async def _run(self, item: _native.AsyncTask) -> None:
+        self._running[item] = self._current_task()
         try:
             if item.cancelled:
-                raise asyncio.CancelledError
+                raise self._cancelled_error
             await item.start()
         except BaseException as error:
             item.ended(error)
         else:
             item.ended()
         finally:
-            running.pop(item, None)
-            told.discard(item)
-            fill()
+            self._running.pop(item, None)
+            self._told.discard(item)
+            self._fill()
 
-    def fill() -> None:
-        nonlocal is_filling
+    def _fill(self) -> None:
         # A coroutine that never waits ends within `spawn`, and comes here again from there.
-        if is_filling:
+        if self._is_filling:
             return
-        is_filling = True
+        self._is_filling = True
         try:
-            taken = lane.take(slots - len(running))
+            taken = self._lane.take(self._slots - len(self._running))
             for item in taken:
-                task = spawn(run(item))
-                if not task.done():
-                    running[item] = task
+                self._running[item] = None
+                self._spawn(self._run(item))
         finally:
-            is_filling = False
-        if not running:
-            lane.idle()
-        if taken and len(running) < slots:
+            self._is_filling = False
+        if not self._running:
+            self._lane.idle()
+        if taken and len(self._running) < self._slots:
             # Some have ended within `spawn`. The rest of the loop has its turn before the next round.
-            loop.call_soon(fill)
+            self._loop.call_soon(self._fill)
 
-    def look() -> None:
-        nonlocal cancels
-        lane.woken()
-        fill()
-        if lane.cancels != cancels:
-            cancels = lane.cancels
-            for item, task in running.items():
-                if task is not None and item.cancelled and item not in told:
-                    told.add(item)
+    def _look(self) -> None:
+        self._lane.woken()
+        self._fill()
+        if self._lane.cancels != self._cancels:
+            self._cancels = self._lane.cancels
+            for item, task in self._running.items():
+                if task is not None and item.cancelled and item not in self._told:
+                    self._told.add(item)
                     task.cancel()
-        if lane.is_over and not over.done():
-            over.set_result(None)
-
-    loop.add_reader(lane.fileno(), look)
-    look()
-    while not over.done():
-        try:
-            await asyncio.shield(over)
-        except asyncio.CancelledError:
-            # Of a handler that cancels whatever runs in its loop. This goes on until the worker has stopped.
-            continue
-    loop.remove_reader(lane.fileno())
-    # What was told to return and did not, goes on as it would on a thread of its own, though for nobody.
-    while left := [task for task in running.values() if task is not None]:
-        await asyncio.wait(left)
-    # They refer to each other, and so to the lane, whose socket would stay open until a garbage collection.
-    del fill, look
+        if self._lane.is_over and not self._over.done():
+            self._over.set_result(None)
 
 
 def _spawner(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]:

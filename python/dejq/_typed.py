@@ -10,6 +10,7 @@ import collections.abc
 import dataclasses
 import functools
 import json
+import math
 import re
 import types
 import typing
@@ -103,6 +104,10 @@ def decode(job_type: str, raw: bytes, to: Any) -> Any:
         BodyError: It does not fit; the text names the path.
         ConfigError: dejq cannot decode to that type.
     """
+    try:
+        hash(to)
+    except TypeError:  # Annotated[…] with something unhashable
+        return decoder(job_type, to)(raw)
     return _cached_decoder(job_type, to)(raw)
 
 
@@ -158,8 +163,9 @@ def _why(error: Exception, path: str) -> str:
     module = type(error).__module__
     if isinstance(error, _Misfit):
         return str(error)
-    if module.startswith("pydantic") and hasattr(error, "errors"):
-        return "; ".join(f"{path}{_steps(item['loc'])} {_pydantic_reason(item)}" for item in error.errors())
+    errors: Any = getattr(error, "errors", None)
+    if module.startswith("pydantic") and errors is not None:
+        return "; ".join(f"{path}{_steps(item['loc'])} {_pydantic_reason(item)}" for item in errors())
     if module.startswith("msgspec"):
         return _msgspec_reason(error, path)
     return f"{path} is refused: {_whose(error)}"
@@ -217,9 +223,12 @@ def _to_integer(value: Any, path: str) -> Any:
 def _to_float(value: Any, path: str) -> Any:
     number = _expect(value, path, "a number", type(value) in (int, float))
     try:
-        return float(number)
+        result = float(number)
     except OverflowError:
-        raise _Misfit(f"{path} is larger than a float can be") from None
+        result = math.inf
+    if not math.isfinite(result):  # 1e400, which JSON can say
+        raise _Misfit(f"{path} is larger than a float can be")
+    return result
 
 
 _SCALARS: tuple[tuple[Any, _Convert], ...] = (
@@ -326,8 +335,7 @@ def _tuple(args: tuple[Any, ...], known: _Known) -> _Convert:
             return tuple(items[0](element, f"{path}[{index}]") for index, element in enumerate(value))
         _expect(value, path, f"an array of {len(items)}", len(value) == len(items))
         return tuple(
-            item(element, f"{path}[{index}]")
-            for index, (item, element) in enumerate(zip(items, value, strict=True))
+            item(element, f"{path}[{index}]") for index, (item, element) in enumerate(zip(items, value, strict=True))
         )
 
     return convert
@@ -395,9 +403,7 @@ def _hints(to: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(to, include_extras=True)
     except Exception as error:
-        raise ConfigError(
-            f"cannot decode a body to {_name(to)}: an annotation cannot be resolved: {error}"
-        ) from error
+        raise ConfigError(f"cannot decode a body to {_name(to)}: an annotation cannot be resolved: {error}") from error
 
 
 def _qualifier(hint: Any) -> str | None:
@@ -427,9 +433,7 @@ def _is_typed_dict(to: Any) -> bool:
 
 
 def _is_struct(kind: Any) -> bool:
-    return (
-        isinstance(kind, type) and hasattr(kind, "__struct_fields__") and hasattr(kind, "__struct_config__")
-    )
+    return isinstance(kind, type) and hasattr(kind, "__struct_fields__") and hasattr(kind, "__struct_config__")
 
 
 def _is_model(kind: Any) -> bool:

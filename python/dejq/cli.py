@@ -393,18 +393,14 @@ def load(app: str) -> dejq.Client:
     module_name, _, path = app.partition(":")
     if not module_name or not path or "/" in module_name or module_name.endswith(".py"):
         name = re.sub(r"\W+", ".", module_name.removesuffix(".py")).strip(".") or "app"
-        raise CommandError(
-            f"APP is module:attribute, and {app!r} is not; for example {name}:{path or 'client'}"
-        )
+        raise CommandError(f"APP is module:attribute, and {app!r} is not; for example {name}:{path or 'client'}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found: object = operator.attrgetter(path)(_import(module_name))
     except AttributeError as error:
-        raise CommandError(
-            f"there is no {error.name!r} in {module_name}{_meant(str(error.name), error.obj)}"
-        ) from None
+        raise CommandError(f"there is no {error.name!r} in {module_name}{_meant(str(error.name), error.obj)}") from None
     if callable(found) and not isinstance(found, dejq.Client):
         found = _call(app, found)
     if not isinstance(found, dejq.Client):
@@ -428,9 +424,7 @@ def _import(name: str) -> Any:
         folders = [str(Path.cwd())] if parent is None else getattr(parent, "__path__", [])
         there = [module.name for module in pkgutil.iter_modules(folders)]
         meant = _close(missing.rpartition(".")[2], there)
-        raise CommandError(
-            f"there is no module {missing!r} in {Path.cwd()} or on Python's path{meant}"
-        ) from None
+        raise CommandError(f"there is no module {missing!r} in {Path.cwd()} or on Python's path{meant}") from None
 
 
 def _call(app: str, factory: Callable[[], object]) -> object:
@@ -466,10 +460,10 @@ def _meant(word: str, found: object) -> str:
     return _close(word, clients) or _close(word, names) or (f"; it has {clients[0]!r}" if clients else "")
 
 
-def _close(word: str, there: Sequence[str]) -> str:
+def _close(word: str, there: Sequence[str], likeness: float = 0.6) -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, there, n=1)
+    close = difflib.get_close_matches(word, there, n=1, cutoff=likeness)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -522,9 +516,7 @@ def worker(given: argparse.Namespace) -> int:
         )
         report = client.stop(limit)
     left = f", {report.abandoned} left running" if report.abandoned else ""
-    _say(
-        f"stopped   {report.finished} done, {report.given_back} given back{left}; {_ended(client):,} done in all"
-    )
+    _say(f"stopped   {report.finished} done, {report.given_back} given back{left}; {_ended(client):,} in all")
     return FAILED if report.forced or report.abandoned else OK
 
 
@@ -598,9 +590,7 @@ def stats(given: argparse.Namespace) -> int:
             if given.json:
                 _show_json(_stats_as_json(found))
             else:
-                _show(
-                    ("\x1b[H\x1b[2J" if given.watch and sys.stdout.isatty() else "") + _stats_as_table(found)
-                )
+                _show(("\x1b[H\x1b[2J" if given.watch and sys.stdout.isatty() else "") + _stats_as_table(found))
             if not given.watch:
                 return OK
             time.sleep(given.watch)
@@ -632,9 +622,7 @@ def _stats_as_table(found: dejq.Stats) -> str:
     for name in sorted(found.by_type):
         of_type = found.by_type[name]
         counts = [getattr(of_type, state) for state in _STATES]
-        rows.append(
-            [name, *("–" if count is None else f"{count:,}" for count in counts), _span(of_type.oldest_ready)]
-        )
+        rows.append([name, *("–" if count is None else f"{count:,}" for count in counts), _span(of_type.oldest_ready)])
     workers = [] if found.workers is None else [_count(found.workers, "worker")]
     last = [_count(len(found.by_type), "type"), *workers, f"{found.enqueued_jobs:,} waiting to run"]
     return f"{_table(rows)}\n{' · '.join(last)}"
@@ -664,9 +652,7 @@ def enqueue(given: argparse.Namespace) -> int:
     """Stores a job, or a chain of jobs, and prints the ids."""
     steps = [[given.type] if given.body is None else [given.type, given.body], *given.then]
     if long := next((step for step in steps if len(step) > 2), None):
-        raise CommandError(
-            f"--then takes a type and a body, and here come {len(long)} words; quote the JSON: '…'"
-        )
+        raise CommandError(f"--then takes a type and a body, and here come {len(long)} words; quote the JSON: '…'")
     headers = dict(given.header)
     jobs = [
         dejq.PendingJob(
@@ -703,16 +689,15 @@ def _body(job_type: str, text: str = "null") -> Any:
     place = "the body"
     try:
         if text == "-":
-            place, text = "standard input", sys.stdin.read()
+            place = "standard input"
+            text = sys.stdin.read()
         elif text.startswith("@"):
             place = text[1:]
             text = Path(place).read_text(encoding="utf-8")
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{place} of {job_type!r}" if place == "the body" else f"{place}, for {job_type!r},"
-        raise CommandError(
-            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
+        raise CommandError(f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except OSError as error:
         raise CommandError(f"{place} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, RecursionError) as error:
@@ -726,9 +711,7 @@ def doctor(given: argparse.Namespace) -> int:
     The exit code is 1 if there is an error, or the one of what made it impossible to look further.
     """
     version = ".".join(map(str, sys.version_info[:3]))
-    findings = [
-        dejq.Finding(level="ok", name="dejq", text=f"{dejq.__version__}, Python {version}, {sys.platform}")
-    ]
+    findings = [dejq.Finding(level="ok", name="dejq", text=f"{dejq.__version__}, Python {version}, {sys.platform}")]
     findings += _misspelt()
     code = OK
     try:
@@ -749,17 +732,19 @@ def doctor(given: argparse.Namespace) -> int:
 
 
 def _misspelt() -> list[dejq.Finding]:
-    """Names in the environment and the project's file that are nearly ones that count."""
+    """Names in the environment and in the project that are nearly ones that count."""
     flags = [flag for verb in _verbs.values() for flag in verb.flags]
+    variables = {name for name in os.environ if name.startswith("DEJQ_")}
+    # All variables begin alike, which makes them look closer than they are.
     places = (
-        ("environment", os.environ, {flag.variable for flag in flags if flag.in_environment}, "DEJQ_"),
-        ("pyproject", project_settings(), {flag.key for flag in flags if flag.in_project}, ""),
+        ("environment", variables, {flag.variable for flag in flags if flag.in_environment}, 0.8),
+        ("pyproject", set(project_settings()), {flag.key for flag in flags if flag.in_project}, 0.6),
     )
     return [
         dejq.Finding(level="warn", name=place, text=f"{name} means nothing{meant}")
-        for place, there, known, start in places
-        for name in sorted(there)
-        if name.startswith(start) and name not in known and (meant := _close(name, sorted(known)))
+        for place, names, known, likeness in places
+        for name in sorted(names - known)
+        if (meant := _close(name, sorted(known), likeness))
     ]
 
 
@@ -789,7 +774,7 @@ _BENCH_BODY = {
         default="memory://",
         more={"nargs": "?"},
     ),
-    Flag(("-n", "--jobs"), "jobs per line; default 20,000", _whole, default=20_000, more={"metavar": "N"}),
+    Flag(("-n", "--jobs"), "jobs per line; default 50,000", _whole, default=50_000, more={"metavar": "N"}),
     _JSON,
 )
 def bench(given: argparse.Namespace) -> int:

@@ -60,9 +60,7 @@ class Client:
         # Ends `run`. Signal handlers write to it, which no Event or Condition is made for.
         self._stop_asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._inline = 1 if self._native.is_inline else 0
-        self.store, self.workers, self.async_workers, self.heartbeat, self._in_process = (
-            self._native.settings()
-        )
+        self.store, self.workers, self.async_workers, self.heartbeat, self._in_process = self._native.settings()
 
     def __repr__(self) -> str:
         """Names the store, never its URL, which may hold a password."""
@@ -308,9 +306,7 @@ class Client:
         if not self._native.is_idle:
             return False
         stats = self.stats().by_type
-        return all(
-            not counts.ready and not counts.running for name, counts in stats.items() if name in self.types
-        )
+        return all(not counts.ready and not counts.running for name, counts in stats.items() if name in self.types)
 
     def _stop_at_exit(self) -> None:
         """The interpreter goes down: a short stop, so that acknowledgements are stored and handlers unwind."""
@@ -486,7 +482,7 @@ def _signals(wanted: queue.SimpleQueue[None], hurry: Callable[[], None]) -> Iter
     """SIGTERM and SIGINT ask for the stop, each further one hurries; elsewhere than on the main thread, nothing."""
     came = False
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal came
         if came:
             hurry()

@@ -103,7 +103,7 @@ class ForkedProcess(DejqError, RuntimeError):
     code = "DEJQ-E301"
 
 
-class Retry(Exception):  # noqa: N818  (a request, not an error)
+class Retry(Exception):
     """Raised by a handler: run this job again.
 
     A limit of attempts that was set (on the job, the handler or the client) holds for this too; the default of
@@ -124,7 +124,7 @@ class Retry(Exception):  # noqa: N818  (a request, not an error)
         return type(self), (self.after, self.reason), vars(self)
 
 
-class Discard(Exception):  # noqa: N818  (a request, not an error)
+class Discard(Exception):
     """Raised by a handler: this job fails now and is not tried again, whatever attempts are left.
 
     Args:

@@ -86,9 +86,7 @@ def count(job: dejq.Job, body: File) -> None:
 def report(job: dejq.Job, body: File) -> None:
     """Last of a chain: makes a line of what the jobs before it have found."""
     with step(job, body.database, body.path) as database:
-        lines, symbols = database.execute(
-            "SELECT lines, symbols FROM files WHERE path = ?", (body.path,)
-        ).fetchone()
+        lines, symbols = database.execute("SELECT lines, symbols FROM files WHERE path = ?", (body.path,)).fetchone()
         line = f"{symbols:>5,} symbols {lines:>7,} lines  {body.path}"
         database.execute("UPDATE files SET report = ? WHERE path = ?", (line, body.path))
 
@@ -137,9 +135,7 @@ def run(url: str, folder: Path) -> bool:
 
         began = time.perf_counter()
         # Each list is a chain. If one of its jobs fails for good, the rest of it is cancelled.
-        client.enqueue_many(
-            ([dejq.PendingJob(type, file) for type in INDEX] for file in files), on_failure="cancel"
-        )
+        client.enqueue_many(([dejq.PendingJob(type, file) for type in INDEX] for file in files), on_failure="cancel")
         (slow,) = client.enqueue(dejq.PendingJob("example:slow", Work(2.0, database)))
         client.enqueue(dejq.PendingJob("example:flaky", Work(0.1, database)))
         took = (time.perf_counter() - began) * 1000
@@ -281,9 +277,7 @@ def summarize(database: str, folder: Path, expected: int) -> bool:
         print(f"jobs       {finished:,} finished, in {runs:,} runs")
         in_order = count_in_order(results)
         print(f"chains     {in_order:,} of {expected:,} complete and in order")
-        for type, attempt, error in results.execute(
-            "SELECT type, attempt, error FROM steps WHERE error != ''"
-        ):
+        for type, attempt, error in results.execute("SELECT type, attempt, error FROM steps WHERE error != ''"):
             print(f"retries    {type} was tried again: attempt {attempt} raised {error}")
         began, ended, indexed = results.execute(
             "SELECT min(began), max(ended), count(*) FROM steps WHERE path != ''"
@@ -296,9 +290,7 @@ def summarize(database: str, folder: Path, expected: int) -> bool:
 def count_in_order(results: sqlite3.Connection) -> int:
     """Chains of which each job began after the one before it had ended."""
     chains: dict[str, list[tuple[str, int, int]]] = {}
-    for path, *step in results.execute(
-        "SELECT path, type, began, ended FROM steps WHERE path != '' ORDER BY began"
-    ):
+    for path, *step in results.execute("SELECT path, type, began, ended FROM steps WHERE path != '' ORDER BY began"):
         chains.setdefault(path, []).append((step[0], step[1], step[2]))
     return sum(
         [type for type, _, _ in chain] == list(INDEX)
@@ -353,5 +345,5 @@ def main(store: str | None = None, folder: str | None = None) -> int:
     url = URLS[store] if store else os.environ.get("DEJQ_URL") or URLS["mem"]
     where = Path(folder).expanduser().resolve() if folder else find_folder()
     if not where.is_dir():
-        raise dejq.ConfigError(f"there is no folder {where}")
+        raise dejq.ConfigError(f"there is no folder {folder}")
     return 0 if run(url, where) else 1

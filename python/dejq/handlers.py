@@ -65,23 +65,17 @@ def read_signature(job_type: str, handler: Handler) -> Signature:
     if not callable(handler):
         raise ConfigError(f"the handler for {job_type!r} must be a function, not {type(handler).__name__}")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise _wrong(
-            job_type, handler, "is a generator, whose code would never run; use return instead of yield"
-        )
+        raise _wrong(job_type, handler, "is a generator, whose code would never run; use return instead of yield")
     try:
         parameters = list(inspect.signature(handler).parameters.values())
     except (TypeError, ValueError):
         # Some callables written in C have no signature to read.
         return Signature([True], None, False)
-    takes = [
-        _classify(job_type, handler, parameter) for parameter in _positional(job_type, handler, parameters)
-    ]
+    takes = [_classify(job_type, handler, parameter) for parameter in _positional(job_type, handler, parameters)]
     if [want for want, _ in takes].count(True) > 1:
         raise _wrong(job_type, handler, "takes the job twice")
     if [want for want, _ in takes].count(False) > 1:
-        raise _wrong(
-            job_type, handler, "takes two bodies, and a job has one; use one dataclass with all fields"
-        )
+        raise _wrong(job_type, handler, "takes two bodies, and a job has one; use one dataclass with all fields")
     bodies = [to for want, to in takes if not want and to is not Any]
     decoder = _typed.decoder(job_type, bodies[0]) if bodies else None
     return Signature([want for want, _ in takes], decoder, _is_async(handler))
@@ -111,9 +105,7 @@ def _positional(
     return [(parameter, place, len(passed)) for place, parameter in enumerate(passed)]
 
 
-def _classify(
-    job_type: str, handler: Handler, passed: tuple[inspect.Parameter, int, int]
-) -> tuple[bool, Any]:
+def _classify(job_type: str, handler: Handler, passed: tuple[inspect.Parameter, int, int]) -> tuple[bool, Any]:
     """Job (true) or body (false), and the body's type."""
     parameter, place, count = passed
     annotation = _annotation(job_type, handler, parameter)

@@ -70,9 +70,7 @@ def enqueued(client: Client, type: str | None = None) -> list[JobInfo]:
     return sorted(waiting, key=lambda job: job.id)
 
 
-def assert_enqueued(
-    client: Client, type: str, body: Any = _ANY, *, count: int | None = None
-) -> list[JobInfo]:
+def assert_enqueued(client: Client, type: str, body: Any = _ANY, *, count: int | None = None) -> list[JobInfo]:
     """Asserts that jobs of a type wait to run.
 
     Args:
@@ -91,14 +89,9 @@ def assert_enqueued(
     found = [job for job in of_type if body is _ANY or _matches(job.body, _as_json(type, body))]
     if (count is None and not found) or (count is not None and len(found) != count):
         wanted = "at least one" if count is None else str(count)
-        there = (
-            "".join(f"\n  {job.type} {job.state} {job.body!r}" for job in of_type or enqueued(client))
-            or " nothing"
-        )
+        there = "".join(f"\n  {job.type} {job.state} {job.body!r}" for job in of_type or enqueued(client)) or " nothing"
         with_body = "" if body is _ANY else f" with body {_as_json(type, body)!r}"
-        raise AssertionError(
-            f"expected {wanted} {type!r} job{with_body}, found {len(found)}; waiting:{there}"
-        )
+        raise AssertionError(f"expected {wanted} {type!r} job{with_body}, found {len(found)}; waiting:{there}")
     return found
 
 

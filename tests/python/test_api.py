@@ -103,9 +103,7 @@ def test_the_url_may_come_from_the_environment(elsewhere: Path, monkeypatch: pyt
     assert dejq.memory("from-environment").stats().enqueued_jobs == 1
 
 
-def test_a_url_of_the_call_wins_over_the_environment(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_url_of_the_call_wins_over_the_environment(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEJQ_URL", "nonsense")
     assert dejq.connect("memory://").url_source == "the call"
 
@@ -114,9 +112,7 @@ def test_a_url_of_the_call_wins_over_the_environment(
 HAS_TOML = sys.version_info >= (3, 11)
 
 
-def test_the_url_may_come_from_a_pyproject_toml_above(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_url_may_come_from_a_pyproject_toml_above(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (elsewhere / "pyproject.toml").write_text('[tool.dejq]\nurl = "memory://from-project"\n')
     (elsewhere / "inner").mkdir()
     monkeypatch.chdir(elsewhere / "inner")
@@ -377,9 +373,7 @@ def test_enqueue_returns_the_ids_in_the_order_given(client: Client) -> None:
 
 
 def test_enqueue_many_returns_the_ids_of_jobs_and_chains_in_one_list(client: Client) -> None:
-    ids = client.enqueue_many(
-        [PendingJob("t", 1), [PendingJob("t", 2), PendingJob("t", 3)], (PendingJob("t", 4),)]
-    )
+    ids = client.enqueue_many([PendingJob("t", 1), [PendingJob("t", 2), PendingJob("t", 3)], (PendingJob("t", 4),)])
     assert [client.get_job(id).body for id in ids] == [1, 2, 3, 4]
 
 
@@ -570,9 +564,7 @@ def test_a_stopped_client_takes_no_jobs_and_no_handlers(call: Callable[[Client],
     with pytest.raises(ClientStopped) as caught:
         call(client)
     assert caught.value.code == "DEJQ-E300"
-    assert "this client was stopped and takes no jobs and no handlers any more; make a new client" in str(
-        caught.value
-    )
+    assert "this client was stopped and takes no jobs and no handlers any more; make a new client" in str(caught.value)
     assert client.stats().enqueued_jobs == 0
 
 
@@ -641,9 +633,7 @@ def test_stop_gives_jobs_that_have_not_started_back(
     assert (client.stats().finished, client.stats().ready, client.stats().running) == (1, 4, 0)
 
 
-@pytest.mark.parametrize(
-    "timeout", [-1, float("nan"), float("inf"), timedelta(seconds=-1), 1e300, "1"], ids=str
-)
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), timedelta(seconds=-1), 1e300, "1"], ids=str)
 def test_a_bad_timeout_of_stop_is_refused_and_nothing_is_stopped(timeout: Any, client: Client) -> None:
     with pytest.raises(ConfigError) as caught:
         client.stop(timeout)
@@ -703,9 +693,8 @@ def test_a_handler_after_the_start_is_refused(client: Client) -> None:
     client.dequeue_loop()
     with pytest.raises(ConfigError) as caught:
         client.register_handler("u", noop)
-    assert (
-        'the handler for "u" comes too late: dequeue_loop() has started; register all handlers before it'
-        in str(caught.value)
+    assert 'the handler for "u" comes too late: dequeue_loop() has started; register all handlers before it' in str(
+        caught.value
     )
 
 
@@ -728,9 +717,7 @@ def test_a_worker_takes_only_the_types_it_has_handlers_for(client: Client, ended
     assert client.types == ["mine"]
 
 
-def test_two_clients_of_one_queue_take_what_each_has_handlers_for(
-    new_client: NewClient, ended: Ended
-) -> None:
+def test_two_clients_of_one_queue_take_what_each_has_handlers_for(new_client: NewClient, ended: Ended) -> None:
     seen = []
     one, other = new_client(name="two"), new_client(name="two")
     one.register_handler("one", lambda job: seen.append("one"))
@@ -792,9 +779,7 @@ def test_an_unknown_id_is_told_so(call: Callable[[Client, str], object], client:
 
 
 @pytest.mark.parametrize("call", BY_ID.values(), ids=BY_ID)
-def test_what_is_no_id_is_told_what_ids_look_like(
-    call: Callable[[Client, str], object], client: Client
-) -> None:
+def test_what_is_no_id_is_told_what_ids_look_like(call: Callable[[Client, str], object], client: Client) -> None:
     with pytest.raises(UnknownJob) as caught:
         call(client, "junk")
     assert '"junk" is not a job id; ids are UUIDs, as `enqueue` returns them' in str(caught.value)

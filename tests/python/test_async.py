@@ -44,9 +44,7 @@ def test_the_async_methods_do_what_the_others_do(client: Client) -> None:
         chain = await client.aenqueue(PendingJob("t", 2), PendingJob("t", 3), on_failure="cancel")
         assert [client.get_job(one).body for one in (id, *chain)] == [1, 2, 3]
         assert (await client.astats()).enqueued_jobs == client.stats().enqueued_jobs == 3
-        assert await client.astop(timeout=5) == StopReport(
-            finished=0, given_back=0, abandoned=0, forced=False
-        )
+        assert await client.astop(timeout=5) == StopReport(finished=0, given_back=0, abandoned=0, forced=False)
         with pytest.raises(ClientStopped):
             await client.aenqueue(PendingJob("t"))
 
@@ -93,9 +91,7 @@ def test_the_async_methods_refuse_what_the_others_refuse(
     assert client.stats().enqueued_jobs == 0
 
 
-def test_a_worker_may_be_started_used_and_stopped_within_a_running_loop(
-    loop_kind: str, new_client: NewClient
-) -> None:
+def test_a_worker_may_be_started_used_and_stopped_within_a_running_loop(loop_kind: str, new_client: NewClient) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
@@ -229,9 +225,7 @@ def test_stop_waits_for_running_coroutines(loop_kind: str, new_client: NewClient
     assert reports == [StopReport(finished=1, given_back=0, abandoned=0, forced=False)]
 
 
-def test_stop_with_a_timeout_cancels_coroutines_and_gives_their_jobs_back(
-    loop_kind: str, until: Until
-) -> None:
+def test_stop_with_a_timeout_cancels_coroutines_and_gives_their_jobs_back(loop_kind: str, until: Until) -> None:
     seen: list[str | bool] = []
 
     async def handler(job: Job) -> None:
@@ -321,7 +315,7 @@ class StubTask:
 
 
 class StubLane:
-    """An `AsyncLane` that hands these tasks out once, and is over when they have ended."""
+    """An `AsyncLane` that hands these tasks out once."""
 
     def __init__(self, tasks: list[StubTask]) -> None:
         self.slots = 10
@@ -329,6 +323,7 @@ class StubLane:
         self.tasks = tasks
         self.waiting = list(tasks)
         self.looks = 0
+        self.is_over = False
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
 
@@ -347,10 +342,6 @@ class StubLane:
     def idle(self) -> None:
         pass
 
-    @property
-    def is_over(self) -> bool:
-        return False
-
 
 Serve = Callable[[StubLane, Callable[[], Awaitable[None]]], None]
 
@@ -362,9 +353,12 @@ def serve(loop_kind: str) -> Serve:
     def run(lane: StubLane, beside: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:
             os.write(lane.writer, b"1")
-            serving = asyncio.create_task(_threads._serve(cast(_native.AsyncLane, lane)))
+            loop = asyncio.get_running_loop()
+            serving = asyncio.create_task(_threads._Serving(cast(_native.AsyncLane, lane), loop).until_over())
             await beside()
-            serving.cancel()
+            lane.is_over = True
+            os.write(lane.writer, b"1")
+            await serving
 
         loop = _threads._new_loop()
         try:
@@ -434,9 +428,7 @@ def test_jobs_of_sixteen_threads_and_a_loop_are_all_stored_and_keep_the_order_of
     assert all(numbers == list(range(JOBS)) for numbers in seen.values())
 
 
-def test_the_order_of_each_thread_holds_while_the_worker_runs_already(
-    new_client: NewClient, until: Until
-) -> None:
+def test_the_order_of_each_thread_holds_while_the_worker_runs_already(new_client: NewClient, until: Until) -> None:
     client = new_client(workers=1)
     seen: dict[int, list[int]] = defaultdict(list)
     client.register_handler("t", lambda job: seen[job.body[0]].append(job.body[1]))

@@ -95,9 +95,7 @@ def test_enqueue_and_enqueue_many_encode_alike(many: list[Any]) -> None:
     jobs = [PendingJob("t", body) for body in many]
     one_by_one = [id for job in jobs for id in client.enqueue(job)]
     at_once = client.enqueue_many(jobs)
-    assert [client.get_job(id).raw_body for id in one_by_one] == [
-        client.get_job(id).raw_body for id in at_once
-    ]
+    assert [client.get_job(id).raw_body for id in one_by_one] == [client.get_job(id).raw_body for id in at_once]
 
 
 @pytest.mark.parametrize("body", [None, False, 0, 0.0, "", [], {}], ids=repr)

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = re.compile(r"^```python\n(?P<code>.*?)^```$(?:(?P<between>.*?)^```text(?P<sorted> sorted)?\n(?P<output>.*?)^```$)?", re.M | re.S)
+PROGRAM = re.compile(
+    r"^```python\n(?P<code>.*?)^```$(?:(?P<between>.*?)^```text(?P<sorted> sorted)?\n(?P<output>.*?)^```$)?",
+    re.M | re.S,
+)
 
 
 class Program(NamedTuple):

@@ -50,9 +50,7 @@ def classes_of_kinds() -> dict[str, str]:
 def test_each_kind_of_the_engine_is_one_class_with_the_same_code() -> None:
     kinds, classes = kinds_of_the_engine(), classes_of_kinds()
     assert kinds.keys() == classes.keys()
-    assert {CLASSES[classes[kind]].code: kind for kind in kinds} == {
-        code: kind for kind, code in kinds.items()
-    }
+    assert {CLASSES[classes[kind]].code: kind for kind in kinds} == {code: kind for kind, code in kinds.items()}
     assert len(set(classes.values())) == len(classes)
     assert {*classes.values(), "DejqError"} == CLASSES.keys()
 

@@ -451,9 +451,7 @@ def test_a_bad_option_of_job_is_a_type_error(client: Client) -> None:
 def test_what_takes_no_attributes_cannot_be_decorated(function: Any, client: Client) -> None:
     with pytest.raises(ConfigError) as caught:
         client.handler("t")(function)
-    assert "takes no attributes; use client.register_handler(type, function) and PendingJob" in str(
-        caught.value
-    )
+    assert "takes no attributes; use client.register_handler(type, function) and PendingJob" in str(caught.value)
     assert client.types == []
 
 
@@ -700,9 +698,7 @@ def test_a_task_of_an_async_handler_may_raise_what_would_end_a_loop(
     assert ended(client, good).state == "finished"
 
 
-def test_a_thousand_handlers_that_raise_anything_leave_the_worker_whole(
-    new_client: NewClient, work: RunAll
-) -> None:
+def test_a_thousand_handlers_that_raise_anything_leave_the_worker_whole(new_client: NewClient, work: RunAll) -> None:
     errors = [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, OwnBaseError]
 
     def handler(job: Job) -> None:
@@ -858,9 +854,7 @@ def test_retry_after_a_time_that_is_none_waits_by_the_backoff(after: Any, client
     assert 77 <= due_in(client, id) <= 97
 
 
-def test_retry_is_granted_by_the_default_limit_and_a_limit_that_was_set_holds(
-    client: Client, run_all: RunAll
-) -> None:
+def test_retry_is_granted_by_the_default_limit_and_a_limit_that_was_set_holds(client: Client, run_all: RunAll) -> None:
     def handler(job: Job) -> None:
         note(job.type, job.attempt)
         if job.type == "limited" or job.attempt < 4:
@@ -972,9 +966,7 @@ def test_a_timeout_counts_as_an_attempt_and_is_retried(client: Client, ended: En
     assert seen == [(1,), (2,)]
 
 
-def test_a_timeout_of_one_handler_leaves_the_others_alone(
-    client: Client, ended: Ended, event: threading.Event
-) -> None:
+def test_a_timeout_of_one_handler_leaves_the_others_alone(client: Client, ended: Ended, event: threading.Event) -> None:
     async def quick(job: Job) -> None:
         await asyncio.sleep(3600)
 
@@ -1114,9 +1106,7 @@ def test_a_handler_may_call_stop_which_asks_for_it_and_returns(
         client.enqueue(PendingJob("other"))
 
 
-def test_handlers_run_on_threads_of_their_own_that_know_thread_locals(
-    new_client: NewClient, work: RunAll
-) -> None:
+def test_handlers_run_on_threads_of_their_own_that_know_thread_locals(new_client: NewClient, work: RunAll) -> None:
     local = threading.local()
 
     def handler(job: Job) -> None:
@@ -1177,9 +1167,7 @@ def test_no_more_async_handlers_run_at_once_than_async_workers(new_client: NewCl
 # ---- order -----------------------------------------------------------------------------------------------
 
 
-def test_jobs_of_one_type_start_in_the_order_they_were_enqueued(
-    new_client: NewClient, run_all: RunAll
-) -> None:
+def test_jobs_of_one_type_start_in_the_order_they_were_enqueued(new_client: NewClient, run_all: RunAll) -> None:
     client = new_client(workers=1)
     client.register_handler("t", takes_job)
     for number in range(0, 300, 3):
@@ -1252,14 +1240,10 @@ def test_a_job_knows_its_chain(client: Client, run_all: RunAll) -> None:
     run_all(client)
     assert seen == [(ids[0], place, 3, id) for place, id in enumerate(ids, 1)]
     infos = [client.get_job(id) for id in ids]
-    assert [(info.chain_id, info.position, info.chain_length) for info in infos] == [
-        (ids[0], p, 3) for p in (1, 2, 3)
-    ]
+    assert [(info.chain_id, info.position, info.chain_length) for info in infos] == [(ids[0], p, 3) for p in (1, 2, 3)]
 
 
-def test_chains_do_not_wait_for_each_other(
-    new_client: NewClient, ended: Ended, event: threading.Event
-) -> None:
+def test_chains_do_not_wait_for_each_other(new_client: NewClient, ended: Ended, event: threading.Event) -> None:
     client = new_client(workers=2)
     client.register_handler("wait", lambda job: event.wait(20))
     client.register_handler("t", takes_job)
@@ -1274,12 +1258,8 @@ def test_chains_do_not_wait_for_each_other(
 
 
 @pytest.mark.parametrize("type", ["sync", "async"])
-def test_when_a_job_fails_the_rest_of_its_chain_runs_all_the_same(
-    type: str, stepper: Client, run_all: RunAll
-) -> None:
-    ids = stepper.enqueue(
-        PendingJob(type, "bad"), PendingJob(type, 2), PendingJob(type, "bad"), PendingJob("sync", 4)
-    )
+def test_when_a_job_fails_the_rest_of_its_chain_runs_all_the_same(type: str, stepper: Client, run_all: RunAll) -> None:
+    ids = stepper.enqueue(PendingJob(type, "bad"), PendingJob(type, 2), PendingJob(type, "bad"), PendingJob("sync", 4))
     run_all(stepper)
     assert seen == [("bad",), (2,), ("bad",), (4,)]
     assert states(stepper, ids) == ["failed", "finished", "failed", "finished"]
@@ -1362,10 +1342,7 @@ def test_while_a_unique_job_waits_another_is_not_stored_and_its_id_comes_back(st
     (first,) = stepper.enqueue(PendingJob("sync", 1, unique="k"))
     (again,) = stepper.enqueue(PendingJob("sync", 2, unique="k"))
     assert again == first
-    assert (
-        stepper.enqueue_many([PendingJob("sync", 3, unique="k"), PendingJob("sync", 4, unique="k")])
-        == [first] * 2
-    )
+    assert stepper.enqueue_many([PendingJob("sync", 3, unique="k"), PendingJob("sync", 4, unique="k")]) == [first] * 2
     testing.drain(stepper)
     assert seen == [(1,)]
 

@@ -62,9 +62,7 @@ def test_each_verbosity_shows_its_own_lines_and_those_below(
     client.register_handler("good", noop)
     client.register_handler("bad", fail)
     client.register_handler("cancelled", until_cancelled)
-    good, bad, cancelled = client.enqueue_many(
-        [PendingJob("good"), PendingJob("bad"), PendingJob("cancelled")]
-    )
+    good, bad, cancelled = client.enqueue_many([PendingJob("good"), PendingJob("bad"), PendingJob("cancelled")])
     client.dequeue_loop()
     until(lambda: client.get_job(cancelled).state == "running")
     client.cancel_job(cancelled)
@@ -124,9 +122,7 @@ def test_a_bad_verbosity_is_refused_with_what_there_is(verbosity: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         dejq.set_verbosity(verbosity)
     assert caught.value.code == "DEJQ-E100"
-    assert f"verbosity {verbosity!r} must be 0 (errors), 1 (jobs), 2 (worker) or 3 (beats)" in str(
-        caught.value
-    )
+    assert f"verbosity {verbosity!r} must be 0 (errors), 1 (jobs), 2 (worker) or 3 (beats)" in str(caught.value)
 
 
 # ---- what a record has -----------------------------------------------------------------------------------
@@ -158,9 +154,7 @@ def test_a_record_about_no_job_has_none(client: Client, log: Log, until: Until) 
     assert (vars(record)["job_id"], vars(record)["job_type"]) == (None, None)
 
 
-def test_a_text_with_percent_signs_is_left_alone(
-    client: Client, log: Log, ended: Ended, until: Until
-) -> None:
+def test_a_text_with_percent_signs_is_left_alone(client: Client, log: Log, ended: Ended, until: Until) -> None:
     def handler(job: Job) -> None:
         raise OSError("100 %s %d")
 
@@ -200,9 +194,7 @@ def test_a_timeout_is_logged_when_the_handler_is_told(client: Client, log: Log, 
     client.enqueue(PendingJob("t"))
     client.dequeue_loop()
     until(lambda: has(log, "t runs for longer than its timeout; it is told to return"))
-    until(
-        lambda: has(log, "t failed for good on attempt 1: timeout: ran for longer than its timeout of 20ms")
-    )
+    until(lambda: has(log, "t failed for good on attempt 1: timeout: ran for longer than its timeout of 20ms"))
 
 
 # ---- what is never written -------------------------------------------------------------------------------

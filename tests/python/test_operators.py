@@ -170,9 +170,7 @@ def test_jobs_are_listed_by_state(state: Any, queue: Client, full: dict[str, str
 
 def test_running_jobs_are_listed_by_state(client: Client) -> None:
     seen = []
-    client.register_handler(
-        "t", lambda job: seen.append([info.id for info in client.list_jobs(state="running")])
-    )
+    client.register_handler("t", lambda job: seen.append([info.id for info in client.list_jobs(state="running")]))
     ids = client.enqueue(PendingJob("t"), PendingJob("t"))
     testing.drain(client)
     assert seen == [[ids[0]], [ids[1]]]
@@ -320,18 +318,14 @@ def test_a_waiting_job_is_cancelled(state: str, queue: Client, full: dict[str, s
 
 
 @pytest.mark.parametrize(("on_failure", "state"), [("continue", "ready"), ("cancel", "cancelled")])
-def test_when_a_job_is_cancelled_its_chain_goes_by_on_failure(
-    on_failure: Any, state: str, queue: Client
-) -> None:
+def test_when_a_job_is_cancelled_its_chain_goes_by_on_failure(on_failure: Any, state: str, queue: Client) -> None:
     first, second = queue.enqueue(PendingJob("t"), PendingJob("t"), on_failure=on_failure)
     queue.cancel_job(first)
     assert queue.get_job(second).state == state
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled", "scheduled"])
-def test_a_job_is_requeued_and_its_attempts_count_anew(
-    state: str, queue: Client, full: dict[str, str]
-) -> None:
+def test_a_job_is_requeued_and_its_attempts_count_anew(state: str, queue: Client, full: dict[str, str]) -> None:
     queue.requeue_job(full[state])
     info = queue.get_job(full[state])
     assert (info.state, info.attempt) == ("ready", 0)
@@ -381,9 +375,7 @@ def test_a_final_job_cannot_be_finished_or_cancelled(
         ("blocked", "it is blocked; it will run by itself"),
     ],
 )
-def test_a_job_that_need_not_be_requeued_is_not(
-    state: str, fix: str, queue: Client, full: dict[str, str]
-) -> None:
+def test_a_job_that_need_not_be_requeued_is_not(state: str, fix: str, queue: Client, full: dict[str, str]) -> None:
     with pytest.raises(WrongState) as caught:
         queue.requeue_job(full[state])
     assert f"job {full[state]} cannot be requeued, {fix}" in str(caught.value)
@@ -449,9 +441,7 @@ def test_a_coroutine_is_cancelled_by_the_next_beat(beating: Client, until: Until
     assert seen == [True]
 
 
-def test_a_handler_that_returns_all_the_same_has_finished_its_job(
-    beating: Client, until: Until, ended: Ended
-) -> None:
+def test_a_handler_that_returns_all_the_same_has_finished_its_job(beating: Client, until: Until, ended: Ended) -> None:
     beating.register_handler("t", lambda job: until(lambda: job.cancelled))
     (id,) = beating.enqueue(PendingJob("t"))
     beating.dequeue_loop()
@@ -540,9 +530,7 @@ def test_final_jobs_are_deleted_oldest_first_and_at_most_a_batch_at_a_time(queue
     assert [job.id for job in queue.list_jobs()] == [waiting]
 
 
-def test_finished_failed_and_cancelled_jobs_are_deleted_and_others_are_not(
-    queue: Client, full: dict[str, str]
-) -> None:
+def test_finished_failed_and_cancelled_jobs_are_deleted_and_others_are_not(queue: Client, full: dict[str, str]) -> None:
     assert queue.delete_finished(timedelta(0)) == 3
     assert {job.state for job in queue.list_jobs()} == {"ready", "scheduled", "blocked"}
     for state in FINAL:

@@ -167,9 +167,7 @@ def test_a_missing_server_is_an_error_that_says_what_to_do(
     assert [word for word in words if word not in str(error.value)] == []
 
 
-def test_without_the_wheel_a_program_on_path_is_taken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_the_wheel_a_program_on_path_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hide_wheels(monkeypatch)
     program = fake_redis(tmp_path, "exit 1")
     monkeypatch.delenv("DEJQ_TEST_SERVERS", raising=False)
@@ -207,9 +205,7 @@ def test_a_failed_start_shows_the_end_of_the_log(monkeypatch: pytest.MonkeyPatch
     assert "| line 1\n" not in str(error.value)
 
 
-def test_a_server_that_never_answers_is_ended_at_the_deadline(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_server_that_never_answers_is_ended_at_the_deadline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     fake_redis(tmp_path, f"trap '' TERM; echo $$ > {pid_file}; sleep 1000")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")

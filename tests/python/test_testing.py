@@ -134,9 +134,7 @@ def test_drain_beside_a_worker_is_refused(stepper: Client) -> None:
     with pytest.raises(WrongState) as caught:
         testing.drain(stepper)
     assert caught.value.code == "DEJQ-E121"
-    assert "drain() runs jobs on the calling thread, but this client's worker runs already" in str(
-        caught.value
-    )
+    assert "drain() runs jobs on the calling thread, but this client's worker runs already" in str(caught.value)
 
 
 def test_drain_works_on_a_stopped_client(new_client: NewClient) -> None:
@@ -193,9 +191,7 @@ def test_inline_enqueue_raises_exceptions_of_every_kind(error: BaseException, ne
 
 def test_inline_a_chain_goes_on_and_the_first_exception_comes_out_at_the_end(inline: Client) -> None:
     with pytest.raises(ValueError, match="bad body"):
-        inline.enqueue(
-            PendingJob("t", 1), PendingJob("t", "bad"), PendingJob("a", "worse"), PendingJob("t", 4)
-        )
+        inline.enqueue(PendingJob("t", 1), PendingJob("t", "bad"), PendingJob("a", "worse"), PendingJob("t", 4))
     assert seen == [1, "bad", "worse", 4]
     assert (inline.stats().finished, inline.stats().failed) == (2, 2)
 
@@ -209,9 +205,7 @@ def test_inline_on_failure_cancel_cancels_the_rest(inline: Client) -> None:
 
 def test_inline_enqueue_many_runs_all_and_raises_the_first(inline: Client) -> None:
     with pytest.raises(ValueError, match="bad body"):
-        inline.enqueue_many(
-            [PendingJob("t", 1), PendingJob("t", "bad"), [PendingJob("t", 2), PendingJob("t", 3)]]
-        )
+        inline.enqueue_many([PendingJob("t", 1), PendingJob("t", "bad"), [PendingJob("t", 2), PendingJob("t", 3)]])
     assert sorted(seen, key=str) == [1, 2, 3, "bad"]
 
 
@@ -306,9 +300,7 @@ def by_drain(client: Client) -> None:
 
 
 @pytest.mark.parametrize("run", [by_worker, by_drain, None], ids=["worker", "drain", "inline"])
-def test_every_way_to_run_a_job_goes_through_json(
-    run: Callable[[Client], None] | None, new_client: NewClient
-) -> None:
+def test_every_way_to_run_a_job_goes_through_json(run: Callable[[Client], None] | None, new_client: NewClient) -> None:
     client = new_client(inline=run is None)
     client.register_handler("t", step)
     body = {"tuple": (1, 2), "point": Point(3)}

@@ -487,9 +487,7 @@ def test_a_misfit_leaves_no_trace_of_its_value_in_exceptions_and_logs(
 
 
 @pytest.mark.parametrize("verbosity", [0, 1])
-def test_a_worker_logs_a_misfit_without_its_value(
-    verbosity: int, client: Client, log: Log, until: Until
-) -> None:
+def test_a_worker_logs_a_misfit_without_its_value(verbosity: int, client: Client, log: Log, until: Until) -> None:
     dejq.set_verbosity(verbosity)
 
     def handler(body: Strict) -> None:
@@ -524,6 +522,17 @@ def test_a_stored_body_that_is_not_json_is_told_so(text: bytes) -> None:
     with pytest.raises(BodyError) as caught:
         _typed.decode("t", text, list[float])
     assert "$ is not JSON; somebody else has put it into the store" in str(caught.value)
+
+
+@pytest.mark.parametrize("to", [float, list[float]], ids=str)
+def test_a_stored_number_that_is_larger_than_a_float_does_not_fit_one(to: Any) -> None:
+    text = b"1e400" if to is float else b"[-1e400]"
+    with pytest.raises(BodyError, match=r"is larger than a float can be"):
+        _typed.decode("t", text, to)
+
+
+def test_a_type_that_cannot_be_hashed_is_decoded_too() -> None:
+    assert _typed.decode("t", b"[5]", list[Annotated[int, ["unhashable"]]]) == [5]
 
 
 @pytest.mark.parametrize("to", [Struct, Model], ids=lambda to: to.__name__)
@@ -606,9 +615,7 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("to", "text"), UNSUPPORTED.values(), ids=UNSUPPORTED)
-def test_a_type_that_no_body_can_be_decoded_to_is_refused_when_the_handler_is_registered(
-    to: Any, text: str
-) -> None:
+def test_a_type_that_no_body_can_be_decoded_to_is_refused_when_the_handler_is_registered(to: Any, text: str) -> None:
     def handler(body: object) -> None:
         pass
 

@@ -16,7 +16,8 @@ pub(super) struct Ticket {
 #[derive(Debug)]
 pub(super) struct Line {
     pub job_type: JobType,
-    tickets: VecDeque<Ticket>,
+    /// With the `seq` they were given for, which is their order.
+    tickets: VecDeque<(u64, Ticket)>,
     /// Jobs per state; the final ones since the store was made.
     counts: [u64; State::ALL.len()],
 }
@@ -40,28 +41,31 @@ impl Line {
         }
     }
 
-    /// Adds a job at its place; `is_before` says whether a valid ticket stands before it. New jobs go to the end
-    /// at once; those that come back are among the oldest, so the search from the front is short.
-    pub fn push(
-        &mut self,
-        ticket: Ticket,
-        is_valid: impl Fn(Ticket) -> bool,
-        is_before: impl Fn(Ticket) -> bool,
-    ) {
-        while self.tickets.back().is_some_and(|last| !is_valid(*last)) {
-            self.tickets.pop_back();
+    /// Adds a job at its place in the order of `seq`: the end for a new one, near the front for one that comes
+    /// back.
+    pub fn push(&mut self, seq: u64, ticket: Ticket) {
+        if self.tickets.back().is_none_or(|(last, _)| *last < seq) {
+            self.tickets.push_back((seq, ticket));
+        } else {
+            let place = self.place(seq);
+            self.tickets.insert(place, (seq, ticket));
         }
-        if self.tickets.back().is_none_or(|last| is_before(*last)) {
-            self.tickets.push_back(ticket);
-            return;
-        }
-        let place = self.tickets.iter().take_while(|other| !is_valid(**other) || is_before(**other)).count();
-        self.tickets.insert(place, ticket);
+    }
+
+    /// Takes out the job of this `seq` that has just been added.
+    pub fn take_out(&mut self, seq: u64) {
+        let place = self.place(seq);
+        self.tickets.remove(place);
+    }
+
+    /// Where the first ticket of at least this `seq` stands, void ones included.
+    fn place(&self, seq: u64) -> usize {
+        self.tickets.partition_point(|(other, _)| *other < seq)
     }
 
     /// Drops void tickets at the head and returns the first valid one.
     pub fn head(&mut self, is_valid: impl Fn(Ticket) -> bool) -> Option<Ticket> {
-        while let Some(&ticket) = self.tickets.front() {
+        while let Some(&(_, ticket)) = self.tickets.front() {
             if is_valid(ticket) {
                 return Some(ticket);
             }

@@ -288,6 +288,8 @@ impl Store {
                 && self.records[ready as usize].state == Some(State::Ready)
                 && next.types.contains(&self.line_at(ready).job_type)
             {
+                let record = &self.records[ready as usize];
+                self.lines[record.line as usize].take_out(record.seq);
                 self.leave_state(ready);
                 reply.next.push(self.lease(ready, now, next.lease));
             }
@@ -675,14 +677,8 @@ impl Store {
     fn take_place(&mut self, index: u32) {
         self.enter(index, State::Ready);
         let record = &self.records[index as usize];
-        let (seq, line) = (record.seq, record.line as usize);
         let ticket = Ticket { index, generation: record.generation };
-        let records = &self.records;
-        self.lines[line].push(
-            ticket,
-            |other| records[other.index as usize].generation == other.generation,
-            |other| records[other.index as usize].seq < seq,
-        );
+        self.lines[record.line as usize].push(record.seq, ticket);
     }
 
     fn claim_head(&mut self, line: u32, now: Now, lease: Duration) -> Leased {

@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import dejq
 from dejq import Client, Job
-from python.programs.scenario import main, put, say, until
+from python.programs.scenario import put, say, until
 
 entered = threading.Semaphore(0)
+leaving = threading.Event()
 
 
 class Lingering:
@@ -48,7 +50,7 @@ def linger() -> None:
 
 
 def exiting() -> None:
-    main.over = True  # type: ignore[attr-defined]
+    leaving.set()
     say("exiting")
 
 
@@ -111,7 +113,7 @@ def swallow_everything() -> None:
         while True:
             try:
                 time.sleep(0.001)
-            except BaseException:  # noqa: S110, PERF203
+            except BaseException:
                 pass
 
     busy(handler)
@@ -126,7 +128,7 @@ def compute() -> None:
             try:
                 while True:
                     pass
-            except BaseException:  # noqa: S110
+            except BaseException:
                 pass
 
     busy(handler)
@@ -136,34 +138,26 @@ def decode() -> None:
     """The danger is the same in code that only belongs to a handler."""
     linger()
 
-    def stuck(value: object) -> None:
+    def stuck() -> None:
         entered.release()
         while True:
             try:
                 time.sleep(0.001)
-            except BaseException:  # noqa: S110, PERF203
+            except BaseException:
                 pass
 
+    @dataclass
     class Body:
-        @classmethod
-        def model_validate(cls, value: object) -> None:
-            stuck(value)
-
-    import dataclasses
-
-    @dataclasses.dataclass
-    class Stuck:
         x: int
 
         def __post_init__(self) -> None:
-            stuck(self)
-
-    client = dejq.memory(workers=1)
+            stuck()
 
     def handler(body: Any) -> None:
-        raise AssertionError("its body could not be decoded yet")
+        raise AssertionError("its body is not decoded yet")
 
-    handler.__annotations__["body"] = Stuck
+    handler.__annotations__["body"] = Body
+    client = dejq.memory(workers=1)
     client.register_handler("job", handler)
     client.dequeue_loop()
     put(client, body={"x": 1})
@@ -208,7 +202,7 @@ def stubborn_coroutine() -> None:
         while True:
             try:
                 await asyncio.sleep(0.001)
-            except BaseException:  # noqa: S110, PERF203
+            except BaseException:
                 pass
 
     busy(handler)
@@ -217,7 +211,7 @@ def stubborn_coroutine() -> None:
 def blocking_coroutine() -> None:
     async def handler(job: Job) -> None:
         entered.release()
-        time.sleep(60)  # noqa: ASYNC251
+        time.sleep(60)
 
     busy(handler)
 
@@ -244,7 +238,12 @@ def abandoned_by_a_stop() -> None:
 def threads_of_the_user() -> None:
     """A thread that is no daemon is waited for by the interpreter, as without dejq, and may stop the client."""
     client = busy(wait_in_coroutine)
-    threading.Thread(target=lambda: (until(lambda: hasattr(main, "over")), client.stop(timeout=0))).start()
+
+    def stop_later() -> None:
+        leaving.wait()
+        client.stop(timeout=0)
+
+    threading.Thread(target=stop_later).start()
 
 
 def busy_logging() -> None:
@@ -303,6 +302,6 @@ def by_end(what: str) -> None:
 
 
 if __name__ == "__main__":
-    # The logger's own stderr is looked at by one scenario, and must be empty in the others.
+    # Unlike in the other programs, what is logged goes to stderr: nothing, but in one scenario.
     sys.argv[1:1] = [] if sys.argv[1].startswith("by_") else ["by_end"]
     globals()[sys.argv[1]](sys.argv[2])

@@ -243,7 +243,7 @@ def ids_differ() -> None:
         children.append(pid)
     os.close(writer)
     all_ids = ids().split()
-    with open(reader) as pipe:
+    with os.fdopen(reader) as pipe:
         all_ids += pipe.read().split()
     for pid in children:
         os.waitpid(pid, 0)

@@ -6,6 +6,7 @@ import ctypes
 import json
 import threading
 import time
+from itertools import pairwise
 
 import dejq
 from dejq import Job, PendingJob
@@ -70,7 +71,7 @@ def _hold(is_async: bool) -> None:
             {
                 "held": held,
                 "lease": 3 * HEARTBEAT,
-                "python_gap": max(later - earlier for earlier, later in zip(beats, beats[1:], strict=False)),
+                "python_gap": max(later - earlier for earlier, later in pairwise(beats)),
                 "beats": after["beats"] - before["beats"],
                 "extended": after["extended"] - before["extended"],
                 "runs": runs,
@@ -136,7 +137,6 @@ def coroutines_next_to_a_held_interpreter() -> None:
     until(lambda: client.stats().finished == 153)
     client.stop()
     assert len(ran) == 150
-
 
 
 if __name__ == "__main__":

@@ -154,6 +154,5 @@ def jobs_go_away() -> None:
     assert (job.body, job.attempt, job.cancelled) == ({"a": 1}, 1, False)
 
 
-
 if __name__ == "__main__":
     main(globals())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dejq
 from dejq import ClientStopped, Job, PendingJob, testing
-from python.programs.scenario import say
+from python.programs.scenario import say, until
 
 
 def main(folder: str) -> None:
@@ -42,7 +42,7 @@ def main(folder: str) -> None:
     pause = threading.Event()
     client.enqueue(PendingJob("plain", delay=3600))
     producer = threading.Thread(target=produce)
-    threading.Thread(target=lambda: (until_running(client), say("running"))).start()
+    threading.Thread(target=say_when_running, args=(client,)).start()
     producer.start()
     client.run()
     producer.join()
@@ -51,9 +51,9 @@ def main(folder: str) -> None:
     say(json.dumps({"left": left, "running": stats.running, "failed": stats.failed, "finished": stats.finished}))
 
 
-def until_running(client: dejq.Client) -> None:
-    while not client.stats().finished:
-        threading.Event().wait(0.001)
+def say_when_running(client: dejq.Client) -> None:
+    until(lambda: client.stats().finished)
+    say("running")
 
 
 if __name__ == "__main__":

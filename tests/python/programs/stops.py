@@ -376,9 +376,12 @@ def ctrl_c_during_stop() -> None:
     id = put(client, "slow")
     entered.wait()
     waiting = put(client)
-    impatient = threading.Thread(
-        target=lambda: (until(lambda: not client._native.is_running), os.kill(os.getpid(), signal.SIGINT))
-    )
+
+    def press() -> None:
+        until(lambda: not client._native.is_running)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    impatient = threading.Thread(target=press)
     impatient.start()
     began = time.monotonic()
     try:
@@ -406,13 +409,17 @@ def context_with_an_exception() -> None:
         entered.set()
         leave.wait()
 
+    def leave_later() -> None:
+        until(lambda: not client._native.is_running)
+        leave.set()
+
     client.register_handler("slow", slow)
     try:
         with client:
             client.dequeue_loop()
             id = put(client, "slow")
             entered.wait()
-            threading.Thread(target=lambda: (until(lambda: not client._native.is_running), leave.set())).start()
+            threading.Thread(target=leave_later).start()
             raise ValueError("of the block")
     except ValueError as error:
         assert str(error) == "of the block"
@@ -455,7 +462,7 @@ def threads_that_cannot_start() -> None:
 
     client = ready(name="few", workers=8)
     client.enqueue_many([PendingJob("job") for _ in range(100)])
-    threading.Thread.start = start_few  # type: ignore[method-assign]
+    threading.Thread.start = start_few  # type: ignore[assignment, method-assign]
     try:
         client.dequeue_loop()
     except RuntimeError as error:
@@ -524,37 +531,38 @@ def enqueue_against_stop() -> None:
     """Every enqueue gets ids or `ClientStopped`; what has an id is finished or waits in the store."""
     sys.setswitchinterval(0.0002)  # 16 threads want the interpreter; the 17th shall not wait long for it
     for _ in range(5):
-        client = ready(workers=2, keep_finished=1_000_000)
-        acknowledged: list[list[str]] = [[] for _ in range(16)]
-        errors: list[BaseException] = []
-        go = threading.Barrier(17)
+        _enqueue_against_stop()
 
-        def produce(ids: list[str], client: Client = client, go: threading.Barrier = go) -> None:
-            go.wait()
-            try:
-                while True:
-                    ids += client.enqueue(PendingJob("job"), PendingJob("job"))
-            except BaseException as error:
-                errors.append(error)
 
-        producers = [threading.Thread(target=produce, args=(ids,)) for ids in acknowledged]
-        for producer in producers:
-            producer.start()
-        client.dequeue_loop()
+def _enqueue_against_stop() -> None:
+    client = ready(workers=2, keep_finished=1_000_000)
+    acknowledged: list[list[str]] = [[] for _ in range(16)]
+    errors: list[BaseException] = []
+    go = threading.Barrier(17)
+
+    def produce(ids: list[str]) -> None:
         go.wait()
-        until(lambda client=client: client.stats().finished)
-        client.stop()
-        for producer in producers:
-            producer.join()
-        assert {type(error) for error in errors} == {ClientStopped}, errors
-        assert len(errors) == 16
-        errors.clear()
-        say(f"{sum(map(len, acknowledged))} ids")
-        states = {id: client.get_job(id).state for ids in acknowledged for id in ids}
-        assert len(states) == sum(map(len, acknowledged))
-        assert set(states.values()) <= {"finished", "ready", "blocked"}, set(states.values())
-        stats = client.stats()
-        assert (stats.finished or 0) + stats.enqueued_jobs == len(states)
+        try:
+            while True:
+                ids += client.enqueue(PendingJob("job"), PendingJob("job"))
+        except BaseException as error:
+            errors.append(error)
+
+    producers = [threading.Thread(target=produce, args=(ids,)) for ids in acknowledged]
+    for producer in producers:
+        producer.start()
+    client.dequeue_loop()
+    go.wait()
+    until(lambda: client.stats().finished)
+    client.stop()
+    for producer in producers:
+        producer.join()
+    assert [type(error) for error in errors] == [ClientStopped] * 16, errors
+    states = {id: client.get_job(id).state for ids in acknowledged for id in ids}
+    assert len(states) == sum(map(len, acknowledged))
+    assert set(states.values()) <= {"finished", "ready", "blocked"}, set(states.values())
+    stats = client.stats()
+    assert (stats.finished or 0) + stats.enqueued_jobs == len(states)
 
 
 # ---- signals
