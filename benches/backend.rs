@@ -80,7 +80,7 @@ impl Bench {
 
     /// How long `rounds` enqueue calls take; the store is emptied in between, outside the time.
     fn time_enqueue(&self, rounds: u64, batch: usize) -> Duration {
-        self.in_portions(rounds, batch, |portion| {
+        in_portions(rounds, batch, |portion| {
             let batches = self.jobs(portion, batch, 1);
             let start = Instant::now();
             self.runtime.block_on(self.enqueue(&batches));
@@ -92,23 +92,24 @@ impl Bench {
 
     /// How long `rounds` pairs of claim and settle take; the store is filled in between, outside the time.
     fn time_drain(&self, rounds: u64, batch: usize, types: usize) -> Duration {
-        self.in_portions(rounds, batch, |portion| {
+        in_portions(rounds, batch, |portion| {
             self.runtime.block_on(self.enqueue(&self.jobs(portion, batch, types)));
             let start = Instant::now();
             self.runtime.block_on(self.drain(batch, types));
             start.elapsed()
         })
     }
+}
 
-    fn in_portions(&self, rounds: u64, batch: usize, time: impl Fn(usize) -> Duration) -> Duration {
-        let (mut left, mut took) = (rounds as usize, Duration::ZERO);
-        while left > 0 {
-            let portion = left.min(BACKLOG / batch);
-            took += time(portion);
-            left -= portion;
-        }
-        took
+/// Times many rounds without a backlog that grows with their number.
+fn in_portions(rounds: u64, batch: usize, time: impl Fn(usize) -> Duration) -> Duration {
+    let (mut left, mut took) = (rounds as usize, Duration::ZERO);
+    while left > 0 {
+        let portion = left.min(BACKLOG / batch);
+        took += time(portion);
+        left -= portion;
     }
+    took
 }
 
 fn finished(leased: &Leased) -> Settled {

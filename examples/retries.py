@@ -38,7 +38,8 @@ def parse(job: dejq.Job) -> None:
 if __name__ == "__main__":
     ids = [client.enqueue(handler.job())[0] for handler in (fetch, poll, parse)]
     client.dequeue_loop()  # works in the background
-    while client.stats().enqueued_jobs or client.stats().running:  # run(drain=True) would not wait for retries
+    # run(drain=True) would not wait for retries. One look at a time: between two, a job goes from one to the other.
+    while (stats := client.stats()).enqueued_jobs or stats.running:
         time.sleep(0.01)
     client.stop()
     for id in ids:

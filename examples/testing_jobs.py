@@ -3,6 +3,8 @@
 With pytest, the fixture ``dejq_client`` is a client like the ones here, fresh for every test.
 """
 
+import contextlib
+
 import dejq
 from dejq.testing import assert_enqueued, drain, inline, refute_enqueued
 
@@ -48,13 +50,10 @@ def test_the_mail_is_sent(client: dejq.Client) -> None:
 
 def test_what_a_handler_raises_comes_out(client: dejq.Client) -> None:
     add_handlers(client)
-    with inline(client):  # enqueue runs the handler before it returns
-        try:
-            client.enqueue(dejq.PendingJob("email:v1", {"for": "dora"}))
-        except KeyError as error:
-            assert error.args == ("to",)
-        else:
-            raise AssertionError("a mail to nobody was sent")
+    with inline(client), contextlib.suppress(KeyError):
+        # Within `inline`, enqueue runs the handler before it returns.
+        client.enqueue(dejq.PendingJob("email:v1", {"for": "dora"}))
+        raise AssertionError("a mail to nobody was sent")
 
 
 if __name__ == "__main__":

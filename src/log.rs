@@ -66,7 +66,7 @@ pub fn write(verbosity: Verbosity, job: Option<&Job>, message: impl FnOnce() -> 
     }
 }
 
-/// [`write`] about a job that is not at hand whole.
+/// [`write()`] about a job that is not at hand whole.
 pub fn write_about(verbosity: Verbosity, id: JobId, job_type: &JobType, message: impl FnOnce() -> String) {
     if wants(verbosity) {
         push(verbosity, Some((id, job_type.clone())), message());

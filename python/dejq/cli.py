@@ -251,6 +251,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dejq",
+        allow_abbrev=False,
         description="A very simple job queue. `dejq VERB --help` explains a verb.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no connection to the store, 4 run migrate",
     )
@@ -264,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
             description="\n".join([what, *(line.removeprefix("    ") for line in more.rstrip().split("\n"))]),
             epilog="\n".join(["example:", f"  {verb.example}", "", *_places(verb.flags)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         for flag in verb.flags:
             flag.add_to(one)
@@ -330,7 +332,10 @@ def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)?", text)
     if found is None:
         raise ValueError("must be seconds, or a number with a unit: 250ms, 90s, 10m, 2h, 7d")
-    return float(found[1]) * units[found[2] or "s"]
+    seconds = float(found[1]) * units[found[2] or "s"]
+    if seconds > 36_525 * 86_400:
+        raise ValueError("must be at most 100 years")
+    return seconds
 
 
 def _pause(text: str) -> float:
@@ -504,7 +509,8 @@ def worker(given: argparse.Namespace) -> int:
 
     with _signals(client._stop_asked, hurry):
         client.dequeue_loop(given.workers)
-        _say("ready     waiting for jobs; Ctrl-C to stop")
+        whose = " of this process, which alone has this memory" if client._in_process else ""
+        _say(f"ready     waiting for jobs{whose}; Ctrl-C to stop")
         client._wait_for_stop(given.drain)
         limit = None if given.shutdown_timeout == float("inf") else given.shutdown_timeout
         running = _running(client)
@@ -780,8 +786,8 @@ _BENCH_BODY = {
 def bench(given: argparse.Namespace) -> int:
     """Measures a store on this machine: enqueue, drain, chain, idle latency.
 
-    The jobs have types of their own, bench:…, and do nothing. DEJQ_URL does not count here, so that nobody
-    measures a production store by accident.
+    The jobs are of the type bench:noop and do nothing. DEJQ_URL does not count here, so that nobody measures a
+    production store by accident.
     """
     figures: list[dict[str, Any]] = []
     for measure in (_measure_drain, _measure_async, _measure_chain, _measure_latency):

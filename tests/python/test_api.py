@@ -688,6 +688,13 @@ def test_a_bad_number_of_workers_is_refused_and_nothing_is_started(workers: Any,
     client.dequeue_loop(workers=1)
 
 
+def test_more_workers_than_a_process_should_have_are_refused(client: Client) -> None:
+    client.register_handler("t", noop)
+    with pytest.raises(ConfigError, match="workers=10001 is more threads than a process should have"):
+        client.dequeue_loop(10_001)
+    client.dequeue_loop(workers=1)
+
+
 def test_a_handler_after_the_start_is_refused(client: Client) -> None:
     client.register_handler("t", noop)
     client.dequeue_loop()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -197,7 +199,18 @@ def test_the_script_is_the_same_as_the_module(run_process: Run) -> None:
     assert ran.stdout == run_process("--version").out == f"dejq {dejq.__version__}\n"
 
 
-@pytest.mark.parametrize("args", [["wroker"], ["stats", "--jsno"], ["worker", "-w", "0"], ["stats", "--watch", "soon"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["wroker"],
+        ["stats", "--jsno"],
+        ["stats", "--js"],
+        ["worker", "-w", "0"],
+        ["stats", "--watch", "soon"],
+        ["stats", "--watch", "99999d"],
+        ["stats", "--watch", "0"],
+    ],
+)
 def test_wrong_usage_is_code_2_and_said_on_stderr(run: Run, args: list[str]) -> None:
     ran = run(*args)
     assert (ran.code, ran.out) == (2, "")
@@ -515,6 +528,11 @@ def test_the_banner_says_what_works_where(start_worker: StartWorker) -> None:
         "handlers  email:v1",
         "ready     waiting for jobs; Ctrl-C to stop",
     ]
+
+
+def test_the_banner_of_a_memory_worker_says_whose_jobs_it_gets(folder: Path, run_process: Run) -> None:
+    (folder / "own.py").write_text(APP.replace("client._in_process = False\n", ""))
+    assert "jobs of this process, which alone has this memory" in run_process("worker", "own:client", "--drain").err
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -986,3 +1004,43 @@ def test_a_password_in_what_a_handler_raises_is_not_logged(folder: Path, run_pro
 )
 def test_scrubbing_takes_passwords_and_nothing_else(text: str, scrubbed: str) -> None:
     assert cli._scrub(text) == scrubbed
+
+
+# ---- docs/cli.md -----------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+SESSION = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def steps() -> Iterator[tuple[str, str]]:
+    """Commands of the page, and what stands below each."""
+    for session in SESSION.findall(PAGE):
+        for step in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+            line, _, printed = step.partition("\n")
+            yield line, printed
+
+
+def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("COLUMNS", "80")
+    verbs = set()
+    for line, expected in steps():
+        if line == "cat app.py":
+            (folder / "app.py").write_text(expected)
+        ran = subprocess.run(
+            line, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False
+        )
+        same = doctest.OutputChecker().check_output(expected, ran.stdout, doctest.ELLIPSIS)
+        assert same, f"$ {line}\n{ran.stdout}\ninstead of\n{expected}"
+        verbs |= {word for word in line.split() if word in VERBS}
+    assert verbs == set(VERBS)
+
+
+def test_the_page_has_every_flag_and_variable_and_no_other() -> None:
+    flags = {name for verb in cli._verbs.values() for flag in verb.flags for name in flag.names if name.startswith("-")}
+    variables = {flag.variable for verb in cli._verbs.values() for flag in verb.flags if flag.in_environment}
+    prose = SESSION.sub("", PAGE)
+    assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", prose)) - {"--help", "-vv", "-vvv", "-m"} == flags
+    assert set(re.findall(r"DEJQ_[A-Z_]+", prose)) == variables
+    keys = {flag.key for verb in cli._verbs.values() for flag in verb.flags if flag.in_project}
+    assert set(re.findall(r"^(\w+) = ", PAGE.split("[tool.dejq]\n")[1].split("```")[0], re.MULTILINE)) == keys

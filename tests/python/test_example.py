@@ -132,7 +132,12 @@ def test_the_environment_names_the_store_and_an_argument_goes_before_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls: list[str] = []
-    monkeypatch.setattr(example, "run", lambda url, folder: bool(urls.append(url)))
+
+    def note(url: str, folder: Path) -> bool:
+        urls.append(url)
+        return True
+
+    monkeypatch.setattr(example, "run", note)
     monkeypatch.setenv("DEJQ_URL", "redis://elsewhere")
     example.main(None, str(folder))
     example.main("mem", str(folder))

@@ -38,8 +38,3 @@ def test_an_example_prints_what_stands_at_its_end(file: Path, tmp_path: Path) ->
     if match["sorted"]:
         printed, expected = sorted(printed), sorted(expected)
     assert printed == expected
-
-
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: str(file.name))
-def test_an_example_says_first_what_it_shows(file: Path) -> None:
-    assert re.match(r'"""\w.+\.\n', file.read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ from python.programs.harness import passes, run_many
 
 def test_a_handler_that_holds_the_interpreter_for_three_leases_keeps_its_job() -> None:
     ends = run_many([("gil", "hold_in_a_plain_handler"), ("gil", "hold_in_a_coroutine")], at_once=2, seconds=60)
-    for end in ends:
-        end.passed()
+    for future in ends:
+        end = future.result().passed()
         seen: Any = _seen(end.out)
         assert seen["lease"] == 5.0
         # The control: in the same situation, a heartbeat on a Python thread is silent for all the time.

@@ -17,13 +17,6 @@ LINGERING = 0.3
 
 # --- the end of the process, without a stop
 
-
-def _ends_well(ended: Ended, code: int = 0, lingering: bool = False) -> None:
-    ended.passed(code)
-    assert ended.out.endswith("exiting\n"), ended
-    assert ended.seconds < MOST_SECONDS + lingering * LINGERING, f"{ended.seconds:.2f} s: {ended}"
-
-
 ENDS = {
     "idle": "an idle worker",
     "done": "jobs that were just enqueued",
@@ -35,13 +28,6 @@ ENDS = {
     "many_clients": "several busy clients",
     "threads_of_the_user": "a thread of the user's that stops the client later",
 }
-
-
-@pytest.mark.parametrize("scenario", ENDS, ids=[name.replace(" ", "_") for name in ENDS.values()])
-def test_a_process_that_just_ends_does_so_soon_and_well_with(scenario: str) -> None:
-    _ends_well(run("exits", scenario))
-
-
 # CPython ends daemon threads by force when they come back to it while it goes down. Each of these makes sure
 # that they do.
 DANGERS = {
@@ -55,46 +41,77 @@ DANGERS = {
     "abandoned_by_a_stop": "a handler that a stop left behind",
     "busy_logging": "a log that is being written",
 }
+CODES = [(scenario, how) for scenario in ("idle", "sleep_for_moments", "coroutine") for how in ("code", "os", "raise")]
+CODE_PROGRAMS = {"code": "by_exit_code", "os": "by_os_exit", "raise": "by_exception"}
+
+
+class Ends:
+    """All ends, a few at a time, because most of the time they wait."""
+
+    def __init__(self) -> None:
+        programs: list[tuple[str, ...]] = [("exits", "by_end", scenario) for scenario in (*ENDS, *DANGERS)]
+        programs += [("exits", CODE_PROGRAMS[how], scenario) for scenario, how in CODES]
+        self.futures = dict(zip(programs, run_many(programs, at_once=3), strict=True))
+
+    def __call__(self, scenario: str, how: str = "by_end") -> Ended:
+        return self.futures["exits", how, scenario].result()
+
+
+@pytest.fixture(scope="module")
+def ends() -> Ends:
+    return Ends()
+
+
+def _ends_well(ended: Ended, code: int = 0, lingering: bool = False) -> None:
+    ended.passed(code)
+    assert ended.out.endswith("exiting\n"), ended
+    assert ended.seconds < MOST_SECONDS + lingering * LINGERING, f"{ended.seconds:.2f} s: {ended}"
+
+
+@pytest.mark.parametrize("scenario", ENDS, ids=[name.replace(" ", "_") for name in ENDS.values()])
+def test_a_process_that_just_ends_does_so_soon_and_well_with(ends: Ends, scenario: str) -> None:
+    _ends_well(ends(scenario))
 
 
 @pytest.mark.parametrize("scenario", DANGERS, ids=[name.replace(" ", "_") for name in DANGERS.values()])
-def test_an_interpreter_that_takes_long_to_go_down_does_so_well_with(scenario: str) -> None:
-    _ends_well(run("exits", scenario), lingering=True)
+def test_an_interpreter_that_takes_long_to_go_down_does_so_well_with(ends: Ends, scenario: str) -> None:
+    _ends_well(ends(scenario), lingering=True)
+
+
+@pytest.mark.parametrize(("scenario", "how"), CODES)
+def test_the_exit_code_is_the_one_of_the_main_program(ends: Ends, scenario: str, how: str) -> None:
+    ended = ends(scenario, CODE_PROGRAMS[how])
+    if how != "raise":
+        _ends_well(ended, code={"code": 3, "os": 4}[how])
+        return
+    assert ended.code == 1, ended
+    assert ended.err.endswith("ValueError: of the main program\n"), ended
+    assert ended.err.count("Traceback") == 1, ended
+    assert ended.seconds < MOST_SECONDS, ended
 
 
 @BOTH_LOOPS
 def test_an_end_with_coroutines_is_as_clean_on_either_loop(uvloop: bool) -> None:
     for scenario in ("idle", "coroutine"):
-        _ends_well(run("exits", scenario, uvloop=uvloop))
+        _ends_well(run("exits", "by_end", scenario, uvloop=uvloop))
 
 
 def test_the_risky_ends_are_well_every_time() -> None:
     risky = ["sleep_for_moments", "sleep_for_moments_in_many_threads", "sleep_for_less_than_it_takes"]
-    for ended in run_many([("exits", scenario) for scenario in risky * 12], at_once=8):
+    for future in run_many([("exits", "by_end", scenario) for scenario in risky * 12], at_once=12):
         # So many at once take longer.
-        ended.passed()
+        future.result().passed()
 
 
 def test_a_handler_can_clean_up_when_the_process_ends() -> None:
-    ended = run("exits", "finally_runs").passed()
+    ended = run("exits", "by_end", "finally_runs").passed()
     assert ended.out == "exiting\ncleaned up\n", ended
 
 
 def test_a_failure_right_before_the_end_of_the_process_is_still_logged() -> None:
-    ended = run("exits", "failures_are_told")
+    ended = run("exits", "by_end", "failures_are_told")
     assert ended.code == 0, ended
     assert "ValueError: the last words" in ended.err, ended
-
-
-@pytest.mark.parametrize("scenario", ["idle", "sleep_for_moments", "coroutine"])
-def test_the_exit_code_is_the_one_of_the_main_program(scenario: str) -> None:
-    _ends_well(run("exits", "by_exit_code", scenario), code=3)
-    _ends_well(run("exits", "by_os_exit", scenario), code=4)
-    failed = run("exits", "by_exception", scenario)
-    assert failed.code == 1, failed
-    assert failed.err.endswith("ValueError: of the main program\n"), failed
-    assert failed.err.count("Traceback") == 1, failed
-    assert failed.seconds < MOST_SECONDS, failed
 
 
 def test_ctrl_c_in_a_main_program_that_does_not_stop_ends_it() -> None:

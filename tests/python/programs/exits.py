@@ -172,7 +172,6 @@ def finally_runs() -> None:
             sleep(0.001)(job)
         finally:
             say("cleaned up")
-            exiting()
 
     busy(handler)
 
@@ -303,5 +302,5 @@ def by_end(what: str) -> None:
 
 if __name__ == "__main__":
     # Unlike in the other programs, what is logged goes to stderr: nothing, but in one scenario.
-    sys.argv[1:1] = [] if sys.argv[1].startswith("by_") else ["by_end"]
-    globals()[sys.argv[1]](sys.argv[2])
+    _, how, scenario = sys.argv
+    globals()[how](scenario)

@@ -59,7 +59,7 @@ def _hold(is_async: bool) -> None:
     job = ended(clients[0], id, 2 * HELD_SECONDS)
     held = time.monotonic() - began
     # A rescue that had been on its way would show by now.
-    until(lambda: counted(*clients)["beats"] >= during[1]["beats"] + 4)
+    until(lambda: counted(*clients)["beats"] >= during[1]["beats"] + 2)
     over.set()
     control.join()
     beats.append(time.monotonic())

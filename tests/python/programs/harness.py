@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -161,7 +162,7 @@ def passes(program: str, *args: str, seconds: float = SECONDS, uvloop: bool = Tr
     return ended
 
 
-def run_many(programs: list[tuple[str, ...]], at_once: int, seconds: float = SECONDS) -> list[Ended]:
-    """Runs programs side by side."""
+def run_many(programs: Sequence[tuple[str, ...]], at_once: int, seconds: float = SECONDS) -> list[Future[Ended]]:
+    """Runs programs side by side, to the end of all of them."""
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda args: run(*args, seconds=seconds), programs))
+        return [pool.submit(run, *args, seconds=seconds) for args in programs]

@@ -414,6 +414,7 @@ def context_with_an_exception() -> None:
         leave.set()
 
     client.register_handler("slow", slow)
+    id = ""
     try:
         with client:
             client.dequeue_loop()
@@ -502,6 +503,7 @@ def descriptors_that_run_out() -> None:
         except OSError:
             failures += 1
         else:
+            client.stop()
             break
         finally:
             for descriptor in taken:
@@ -511,7 +513,6 @@ def descriptors_that_run_out() -> None:
         other.dequeue_loop()
         assert ended(other, id).state == "finished"
         other.stop()
-    client.stop()
     assert failures > 2, failures
 
 
