@@ -17,7 +17,7 @@ const TYPES: usize = 1_000;
 const LEASE: Duration = Duration::from_secs(60);
 /// Jobs in the store at once while it is measured.
 const BACKLOG: usize = 10_000;
-/// As long as the one of the comparison with other queues: `research/bench.md`.
+/// About as long as the bodies of the comparison with other queues.
 const BODY: &[u8] = br#"{"n": 123456, "s": "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789"}"#;
 
 fn fail<T>(error: impl std::fmt::Display) -> T {

@@ -3,9 +3,10 @@
 //! A bounded ring between those who write (any thread, never waiting) and one reader who may be slow. When the
 //! reader does not keep up, the oldest records are dropped and counted. Bodies and secrets never come here.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::job::{Job, JobId, JobType};
@@ -84,13 +85,40 @@ fn push(verbosity: Verbosity, job: Option<(JobId, JobType)>, message: String) {
     WRITTEN.notify_one();
 }
 
-/// Takes what was written, and how many records were dropped before it; waits at most `wait` for a first one.
-pub fn read(wait: Duration) -> (Vec<Record>, u64) {
+/// Waits, at most for `wait`, until there is something to read. Takes nothing, so that readers can agree among
+/// themselves on who emits what in which order.
+pub fn wait(wait: Duration) {
     let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-    let (mut ring, _) = WRITTEN
-        .wait_timeout_while(ring, wait, |ring| ring.records.is_empty())
-        .unwrap_or_else(PoisonError::into_inner);
+    let waited = WRITTEN.wait_timeout_while(ring, wait, |ring| ring.records.is_empty());
+    drop(waited.unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Takes what was written, and how many records were dropped before it.
+pub fn read() -> (Vec<Record>, u64) {
+    let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
     (ring.records.drain(..).collect(), std::mem::take(&mut ring.dropped))
+}
+
+thread_local! {
+    /// The ring's lock, while this thread forks.
+    static FORKING: RefCell<Option<MutexGuard<'static, Ring>>> = const { RefCell::new(None) };
+}
+
+/// Keeps other threads out of the ring while this one forks: in the child they do not exist, and a lock that one
+/// of them held would be held for ever.
+pub fn before_fork() {
+    let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    FORKING.set(Some(ring));
+}
+
+/// Lets the others in again. In the child, what the parent was about to emit is forgotten first.
+pub fn after_fork(is_child: bool) {
+    if let Some(mut ring) = FORKING.take()
+        && is_child
+    {
+        ring.records.clear();
+        ring.dropped = 0;
+    }
 }
 
 #[cfg(test)]
@@ -104,9 +132,10 @@ mod tests {
         for number in 0..CAPACITY + 5 {
             write(Verbosity::Errors, None, || number.to_string());
         }
-        let (records, dropped) = read(Duration::ZERO);
+        wait(Duration::from_secs(60)); // returns at once: there is something
+        let (records, dropped) = read();
         assert_eq!((records.len(), dropped), (CAPACITY, 5));
         assert_eq!(records[0].message, "5");
-        assert_eq!(read(Duration::from_millis(1)).1, 0);
+        assert_eq!((read().0.len(), read().1), (0, 0));
     }
 }

@@ -8,9 +8,8 @@ A job is a type and a JSON body. Handlers are registered per type. Several jobs 
     def greet(job: dejq.Job) -> None:
         print("hello", job.body)
 
-    with client:
-        client.dequeue_loop()
-        client.enqueue(greet.job("world"))
+    client.enqueue(greet.job("world"))
+    client.run(drain=True)
 """
 
 import os as _os

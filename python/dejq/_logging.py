@@ -19,6 +19,8 @@ _BEATS = 5  # below DEBUG, as other libraries name their TRACE
 _LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG, _BEATS)
 # The thread sleeps in the engine; it wakes for every line, and once in this time for nothing.
 _WAIT_SECONDS = 3_600.0
+# How long a flush waits for a line that the thread is emitting.
+_PATIENCE_SECONDS = 0.5
 
 # Reentrant: a signal handler, or a handler of `logging`, may call something that flushes.
 _emitting = threading.RLock()
@@ -53,44 +55,52 @@ def start() -> None:
 
 
 def flush() -> None:
-    """Emits what has been written so far, on the calling thread."""
-    _emit(0.0)
+    """Emits what has been written so far, on the calling thread, after what the log thread is emitting."""
+    _emit()
 
 
 def after_fork_in_child() -> None:
-    """Forgets the parent's thread and what it was about to emit, and a lock that it may have held."""
+    """Forgets the parent's thread, and a lock that it may have held."""
     global _emitting, _thread
     _emitting = threading.RLock()
     _thread = None
-    _native.read_log(0.0)
 
 
 def _pump() -> None:
     while True:
-        _emit(_WAIT_SECONDS)
+        _native.wait_log(_WAIT_SECONDS)
+        _emit()
 
 
-def _emit(wait: float) -> None:
-    lines, dropped = _native.read_log(wait)
-    with _emitting:
+def _emit() -> None:
+    # Read and emitted under one lock: who has the lock has seen everything before it emitted. A handler of the
+    # user's that hangs must not keep a stop, or the end of the process, from coming: its lines are lost then.
+    if not _emitting.acquire(timeout=_PATIENCE_SECONDS):
+        return
+    try:
+        lines, dropped = _native.read_log()
         if dropped:
             logger.error("%d log lines were dropped: logging is slower than what is to be logged", dropped)
-        for verbosity, message, job_id, job_type, at in lines:
-            level = _LEVELS[verbosity]
-            if not logger.isEnabledFor(level):
-                continue
-            record = logger.makeRecord(
-                logger.name, level, "(dejq)", 0, "%s", (_with_id(message, job_id),), None,
-                extra={"job_id": job_id, "job_type": job_type},
-            )  # fmt: skip
-            record.created = at
-            record.msecs = (at % 1) * 1000
-            try:
-                logger.handle(record)
-            except Exception:
-                # Of a filter or a handler of the user's; `logging` itself reports such errors the same way.
-                if logging.raiseExceptions:
-                    traceback.print_exc()
+        for line in lines:
+            _handle(*line)
+    finally:
+        _emitting.release()
+
+
+def _handle(verbosity: int, message: str, job_id: str | None, job_type: str | None, at: float) -> None:
+    level = _LEVELS[verbosity]
+    if not logger.isEnabledFor(level):
+        return
+    text, extra = _with_id(message, job_id), {"job_id": job_id, "job_type": job_type}
+    record = logger.makeRecord(logger.name, level, "(dejq)", 0, "%s", (text,), None, extra=extra)
+    record.created = at
+    record.msecs = (at % 1) * 1000
+    try:
+        logger.handle(record)
+    except Exception:
+        # Of a filter or a handler of the user's; `logging` itself reports such errors the same way.
+        if logging.raiseExceptions:
+            traceback.print_exc()
 
 
 def _with_id(message: str, job_id: str | None) -> str:

@@ -8,7 +8,6 @@ costs time to import is imported where it is used: ``dejq --help`` must be quick
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import operator
 import os
@@ -59,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After ``--help`` and ``--version``, and for arguments that do not parse.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a dash must not stop a terminal of another age
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # a dash is no reason to fail on a terminal of another age
     given = _parser().parse_args(argv)
     try:
         verb = _verbs[given.verb]

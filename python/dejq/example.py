@@ -128,7 +128,7 @@ def connect(url: str) -> dejq.Client:
 def run(url: str, folder: Path) -> bool:
     """Indexes the files below a folder and prints what happened; true if everything went well."""
     with tempfile.TemporaryDirectory(prefix="dejq-example-") as temporary, connect(url) as client:
-        print(f"dejq {dejq.__version__} · {client.store} · {client.workers} workers")
+        print(f"dejq {dejq.__version__} · {client.store} · workers: {client.workers}")
         print(f"folder     {folder}")
         database = create_database(Path(temporary))
         files = [File(str(path), database) for path in islice(find_files(folder), MOST_FILES)]

@@ -531,6 +531,7 @@ impl Inner {
             wait(py, inline.ended(&task, attempt))?;
             ran += 1;
         }
+        wait(py, inline.leave())?;
         first.map_or(Ok(ran), Err)
     }
 

@@ -16,12 +16,17 @@ pub fn set_verbosity(verbosity: u8) {
     log::set_verbosity(verbosity);
 }
 
-/// What was written since the last call, and how many lines were dropped; waits at most `wait` seconds for a
-/// first one, with the interpreter released.
+/// Waits, at most so many seconds, for something to read, with the interpreter released.
 #[pyfunction]
-pub fn read_log(py: Python<'_>, wait: f64) -> (Vec<Line>, u64) {
+pub fn wait_log(py: Python<'_>, wait: f64) {
     let wait = Duration::try_from_secs_f64(wait).unwrap_or_default();
-    let (records, dropped) = py.detach(|| log::read(wait));
+    py.detach(|| log::wait(wait));
+}
+
+/// What was written since the last call, and how many lines were dropped. Never waits.
+#[pyfunction]
+pub fn read_log(py: Python<'_>) -> (Vec<Line>, u64) {
+    let (records, dropped) = log::read();
     let lines = records
         .into_iter()
         .map(|record| {

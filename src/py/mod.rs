@@ -26,11 +26,11 @@ mod _native {
     #[pymodule_export]
     use super::job::Job;
     #[pymodule_export]
-    use super::logging::{read_log, set_verbosity};
+    use super::logging::{read_log, set_verbosity, wait_log};
     #[pymodule_export]
     use super::pending::PendingJob;
     #[pymodule_export]
-    use super::runtime::{after_fork_in_child, shutdown};
+    use super::runtime::{after_fork_in_child, after_fork_in_parent, before_fork, shutdown};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

@@ -17,6 +17,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::errors::to_py;
 use crate::error::{Error, ErrorKind, Result};
+use crate::log;
 
 /// How often a blocked call lets Python's signal handlers run.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
@@ -55,9 +56,22 @@ impl Process {
     }
 }
 
+/// Called by Python before it forks.
+#[pyfunction]
+pub fn before_fork() {
+    log::before_fork();
+}
+
+/// Called by Python in the parent, after it forked.
+#[pyfunction]
+pub fn after_fork_in_parent() {
+    log::after_fork(false);
+}
+
 /// Called by Python in every forked child.
 #[pyfunction]
 pub fn after_fork_in_child() {
+    log::after_fork(true);
     PROCESS.fetch_add(1, Ordering::Relaxed);
     // The parent's runtime has no threads here, and its end would wait for them. Nobody holds the lock: it is
     // only taken by threads that hold the interpreter, and so does who forks.

@@ -23,8 +23,9 @@ pub struct WorkerConfig {
     pub heartbeat: Duration,
     /// A job that runs for more beats than this is stuck. Default: no limit.
     pub max_beats: Option<u32>,
-    /// Runs of a job whose handler fails. Default 1: no redelivery.
-    pub max_attempts: NonZeroU32,
+    /// Runs of a job whose handler fails. Default: one, no redelivery; only a handler that asks for another run
+    /// gets it, and without a limit.
+    pub max_attempts: Option<NonZeroU32>,
     /// Lost leases after which a job fails as "worker lost". Default 3.
     pub max_rescues: u32,
     /// How long to wait before a retry.
@@ -38,7 +39,7 @@ impl Default for WorkerConfig {
             async_workers: 100,
             heartbeat: Duration::from_secs(5),
             max_beats: None,
-            max_attempts: NonZeroU32::MIN,
+            max_attempts: None,
             max_rescues: 3,
             backoff: Backoff::default(),
         }
@@ -71,9 +72,7 @@ impl WorkerConfig {
             )));
         }
         config.max_beats = options.take_number("max_beats", 1)?;
-        if let Some(attempts) = options.take_number("max_attempts", NonZeroU32::MIN)? {
-            config.max_attempts = attempts;
-        }
+        config.max_attempts = options.take_number("max_attempts", NonZeroU32::MIN)?;
         if let Some(rescues) = options.take_number("max_rescues", 0)? {
             config.max_rescues = rescues;
         }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::retry::{Attempt, decide};
+use super::retry::{Attempt, outcome};
 use super::task::{Clock, Task};
 use super::{Handlers, WorkerConfig};
-use crate::backend::{Backend, Claim, HandOff, Lease, Outcome, Settled, WorkerId};
+use crate::backend::{Backend, Claim, HandOff, Lease, Settled, WorkerId};
 use crate::error::Result;
 use crate::job::{JobId, JobType};
 
@@ -57,12 +57,14 @@ impl Inline {
 
     /// Stores how a task ended, by the same rules as the worker.
     pub async fn ended(&self, task: &Task, attempt: Attempt) -> Result<()> {
-        let spec = self.handlers.get(task.handler);
-        let max_attempts = task.job.max_attempts.or(spec.max_attempts).unwrap_or(self.config.max_attempts);
-        let backoff = spec.backoff.as_ref().unwrap_or(&self.config.backoff);
-        let outcome: Outcome = decide(attempt, task.job.attempt, max_attempts, backoff, fastrand::f64());
+        let outcome = outcome(attempt, &task.job, self.handlers.get(task.handler), &self.config);
         let next = HandOff { worker: self.id, types: &[], lease: LEASE };
         self.backend.settle(&[Settled { lease: task.lease, outcome }], &next).await?;
         Ok(())
+    }
+
+    /// No more jobs are wanted.
+    pub async fn leave(&self) -> Result<()> {
+        self.backend.leave(self.id).await
     }
 }

@@ -3,8 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::{HandlerSpec, WorkerConfig};
 use crate::backend::Outcome;
-use crate::job::Failure;
+use crate::job::{Failure, Job};
 
 /// How one call of a handler ended, as its executor saw it.
 #[derive(Debug)]
@@ -55,23 +56,29 @@ impl Backoff {
     }
 }
 
-/// The outcome to store after attempt number `attempt`.
-pub fn decide(
+/// The outcome to store after an attempt of `job`: the nearest limit counts, of the job, its handler, the worker.
+pub fn outcome(ended: Attempt, job: &Job, handler: &HandlerSpec, config: &WorkerConfig) -> Outcome {
+    let limit = job.max_attempts.or(handler.max_attempts).or(config.max_attempts);
+    let backoff = handler.backoff.as_ref().unwrap_or(&config.backoff);
+    decide(ended, job.attempt, limit, backoff, fastrand::f64())
+}
+
+/// Without a limit a failure is final, as if it were 1, but a handler that asks for another run gets it. A limit
+/// that was set holds for the handler's own wish too, so that it ends some day.
+fn decide(
     ended: Attempt,
     attempt: u32,
-    max_attempts: NonZeroU32,
+    limit: Option<NonZeroU32>,
     backoff: &Backoff,
     random: f64,
 ) -> Outcome {
-    let has_attempts_left = attempt < max_attempts.get();
+    let is_allowed = |unlimited| limit.map_or(unlimited, |most| attempt < most.get());
     match ended {
         Attempt::Finished => Outcome::Finished,
-        // A limit that was set holds for the handler's own wish too, so that it ends some day. The default of one
-        // attempt means "no redelivery" and says nothing about a handler that asks for it.
-        Attempt::Retry { after, failure } if has_attempts_left || max_attempts == NonZeroU32::MIN => {
+        Attempt::Retry { after, failure } if is_allowed(true) => {
             Outcome::Retry { after: after.unwrap_or_else(|| backoff.delay(attempt, random)), failure }
         }
-        Attempt::Failed(failure) if has_attempts_left => {
+        Attempt::Failed(failure) if is_allowed(false) => {
             Outcome::Retry { after: backoff.delay(attempt, random), failure }
         }
         Attempt::Failed(failure) | Attempt::Discarded(failure) | Attempt::Retry { failure, .. } => {
@@ -101,24 +108,26 @@ mod tests {
 
     #[test]
     fn a_failure_is_retried_until_the_attempts_are_used_up() {
-        let three = NonZeroU32::new(3).unwrap_or(NonZeroU32::MIN);
+        let three = NonZeroU32::new(3);
         let backoff = Backoff::default();
         let after = |attempt| decide(Attempt::Failed(failure()), attempt, three, &backoff, 0.5);
         assert!(matches!(after(2), Outcome::Retry { .. }));
         assert_eq!(after(3), Outcome::Failed(failure()));
-        let once = decide(Attempt::Failed(failure()), 1, NonZeroU32::MIN, &backoff, 0.5);
-        assert_eq!(once, Outcome::Failed(failure()));
+        let unlimited = decide(Attempt::Failed(failure()), 1, None, &backoff, 0.5);
+        assert_eq!(unlimited, Outcome::Failed(failure()));
     }
 
     #[test]
     fn a_handler_may_choose_its_wait_or_give_up() {
-        let three = NonZeroU32::new(3).unwrap_or(NonZeroU32::MIN);
+        let three = NonZeroU32::new(3);
         let backoff = Backoff::default();
         let wait = Some(Duration::from_secs(30));
         let retry = || Attempt::Retry { after: wait, failure: failure() };
         let asked = decide(retry(), 1, three, &backoff, 0.5);
         assert!(matches!(asked, Outcome::Retry { after, .. } if Some(after) == wait));
         assert_eq!(decide(retry(), 3, three, &backoff, 0.5), Outcome::Failed(failure()));
+        assert_eq!(decide(retry(), 1, NonZeroU32::new(1), &backoff, 0.5), Outcome::Failed(failure()));
+        assert!(matches!(decide(retry(), 1_000, None, &backoff, 0.5), Outcome::Retry { .. }));
         assert_eq!(
             decide(Attempt::Discarded(failure()), 1, three, &backoff, 0.5),
             Outcome::Failed(failure())

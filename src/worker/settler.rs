@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::counters::count;
 use super::outbox::Ended;
-use super::retry::decide;
+use super::retry::outcome;
 use super::task::{Cancel, Task};
 use super::{Attempt, Shared, StoreBackoff};
 use crate::backend::{HandOff, Lease, Outcome, SettleReply, Settled};
@@ -119,13 +119,7 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
         }
         _ => attempt,
     };
-    let spec = shared.handlers.get(task.handler);
-    let max_attempts = task.job.max_attempts.or(spec.max_attempts).unwrap_or(shared.config.max_attempts);
-    let backoff = spec.backoff.as_ref().unwrap_or(&shared.config.backoff);
-    Report::Settle(match attempt {
-        Attempt::Finished => Outcome::Finished,
-        failed => decide(failed, task.job.attempt, max_attempts, backoff, fastrand::f64()),
-    })
+    Report::Settle(outcome(attempt, &task.job, shared.handlers.get(task.handler), &shared.config))
 }
 
 /// Tries until the store has answered: the call is guarded by tokens and may be repeated. `None` when it never

@@ -1,5 +1,6 @@
 //! What a worker refuses to start with.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dejq::backend::{Backend, Options};
@@ -52,14 +53,17 @@ fn settings_come_from_options_by_name() {
     ];
     let config = config(&given).unwrap();
     assert_eq!((config.workers, config.async_workers, config.max_rescues), (3, 7, 0));
-    assert_eq!((config.lease().as_millis(), config.max_beats, config.max_attempts.get()), (1500, Some(9), 4));
+    assert_eq!(
+        (config.lease().as_millis(), config.max_beats, config.max_attempts),
+        (1500, Some(9), NonZeroU32::new(4))
+    );
 }
 
 #[test]
 fn defaults_are_those_of_the_contract() {
     let config = config(&[]).unwrap();
     assert_eq!((config.heartbeat.as_secs(), config.lease().as_secs(), config.max_beats), (5, 15, None));
-    assert_eq!((config.max_attempts.get(), config.max_rescues), (1, 3));
+    assert_eq!((config.max_attempts, config.max_rescues), (None, 3));
     assert!(config.workers >= 1);
 }
 

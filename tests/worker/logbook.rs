@@ -14,9 +14,8 @@ pub fn open() {
     READER.call_once(|| {
         std::thread::spawn(|| {
             loop {
-                copy(Duration::from_millis(10), &mut BOOK.lock().unwrap());
-                // Lets those in `about` have the lock.
-                std::thread::park_timeout(Duration::from_millis(1));
+                log::wait(Duration::MAX);
+                copy(&mut BOOK.lock().unwrap());
             }
         });
     });
@@ -25,12 +24,12 @@ pub fn open() {
 /// The lines about this job so far.
 pub fn about(id: JobId) -> Vec<String> {
     let mut book = BOOK.lock().unwrap();
-    copy(Duration::ZERO, &mut book);
+    copy(&mut book);
     book.iter().filter(|(job, _)| *job == id).map(|(_, line)| line.clone()).collect()
 }
 
 /// Under the book's lock, so that no line is on its way from the ring to the book when somebody looks.
-fn copy(wait: Duration, book: &mut Vec<(JobId, String)>) {
-    let (records, _) = log::read(wait);
+fn copy(book: &mut Vec<(JobId, String)>) {
+    let (records, _) = log::read();
     book.extend(records.into_iter().filter_map(|record| Some((record.job?.0, record.message))));
 }

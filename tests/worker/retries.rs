@@ -71,7 +71,7 @@ async fn the_jobs_own_limit_wins_over_the_handlers_and_that_over_the_workers() {
     let stage = Stage::new();
     let own = NewJob { max_attempts: attempts(2), ..job("limited") };
     let ids = stage.add(&[own, job("limited"), job("plain")]).await;
-    let config = WorkerConfig { max_attempts: attempts(4).unwrap(), ..slots(3) };
+    let config = WorkerConfig { max_attempts: attempts(4), ..slots(3) };
     let worker =
         stage.start([HandlerSpec { max_attempts: attempts(3), ..spec("limited") }, spec("plain")], config);
     worker.serve(|_| async { failed() });
@@ -88,7 +88,7 @@ async fn the_handlers_own_backoff_wins_over_the_workers() {
     stage.enqueue_one("plain").await;
     let exactly =
         |seconds| Backoff { initial: Duration::from_secs(seconds), jitter: 0.0, ..Backoff::default() };
-    let config = WorkerConfig { max_attempts: attempts(2).unwrap(), backoff: exactly(7), ..slots(2) };
+    let config = WorkerConfig { max_attempts: attempts(2), backoff: exactly(7), ..slots(2) };
     let patient = HandlerSpec { backoff: Some(exactly(70)), ..spec("patient") };
     let worker = stage.start([patient, spec("plain")], config);
     let begin = Instant::now();
