@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from dejq.errors import ConfigError
@@ -36,6 +35,8 @@ def project_settings() -> dict[str, Any]:
     """``[tool.dejq]`` of the nearest pyproject.toml in this folder or above; empty if there is none."""
     if sys.version_info < (3, 11):
         return {}  # no TOML parser in the standard library
+    from pathlib import Path
+
     import tomllib
 
     here = Path.cwd()

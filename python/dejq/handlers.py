@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
-from dejq import _typed
 from dejq._native import Job, PendingJob
 from dejq.errors import ConfigError
 
@@ -77,7 +76,12 @@ def read_signature(job_type: str, handler: Handler) -> Signature:
     if [want for want, _ in takes].count(False) > 1:
         raise _wrong(job_type, handler, "takes two bodies, and a job has one; use one dataclass with all fields")
     bodies = [to for want, to in takes if not want and to is not Any]
-    decoder = _typed.decoder(job_type, bodies[0]) if bodies else None
+    decoder = None
+    if bodies:
+        # Only programs with typed bodies need it.
+        from dejq import _typed
+
+        decoder = _typed.decoder(job_type, bodies[0])
     return Signature([want for want, _ in takes], decoder, _is_async(handler))
 
 

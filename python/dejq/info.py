@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -108,6 +107,8 @@ class JobInfo:
     @property
     def body(self) -> Any:
         """The body, decoded anew at each call."""
+        import json
+
         return json.loads(self.raw_body)
 
 
