@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -159,6 +160,19 @@ def scenarios(jobs: int) -> dict[str, tuple[str, Callable[[str], float]]]:
     }
 
 
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    try:
+        cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        cpu = None
+    return f"{cpu[1] if cpu else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="memory://", help="the store to measure (default: memory://)")
@@ -190,7 +204,8 @@ def main() -> None:
         print(f"{name:28} {shown[0]:>12} {unit:7} ({shown[1]} to {shown[2]}, {given.runs} runs)", flush=True)
         figures[name] = {"unit": unit, "median": middle, "runs": runs}
     if given.json:
-        given.json.write_text(json.dumps({"where": where, "url": given.url, "figures": figures}, indent=2) + "\n")
+        about = {"commit": commit(), "machine": machine(), "where": where, "url": given.url}
+        given.json.write_text(json.dumps({**about, "figures": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -212,6 +212,10 @@ def test_full_verbosity_under_load_from_every_thread_does_not_deadlock() -> None
     passes("threads", "log_everything")
 
 
+def test_the_log_of_what_happened_before_a_stop_is_complete_when_it_returns() -> None:
+    passes("threads", "log_is_complete_after_a_stop")
+
+
 def test_a_signal_handler_may_stop_while_the_main_thread_emits_the_log() -> None:
     passes("threads", "log_while_signals_come")
 

@@ -424,6 +424,28 @@ def log_everything() -> None:
         assert part in text, part
 
 
+def log_is_complete_after_a_stop() -> None:
+    """What happens up to the end of a stop has been emitted when it returns, by its thread or by the log's."""
+
+    def fail(job: Job) -> None:
+        entered.release()
+        leave.wait()
+        raise ValueError("a failure")
+
+    entered, leave = threading.Semaphore(0), threading.Event()
+    for number in range(1, 501):
+        client = dejq.memory(workers=1)
+        client.register_handler("fail", fail)
+        client.dequeue_loop()
+        put(client, "fail")
+        entered.acquire()
+        # It fails, and so writes, when the stop is about to end.
+        threading.Timer(0.002, leave.set).start()
+        client.stop()
+        leave.clear()
+        assert len(log.texts) == number, f"line {number} is missing"
+
+
 def log_while_signals_come() -> None:
     """A signal handler that stops the client, and so flushes its log, while the main thread does just that."""
     import os
