@@ -3,10 +3,9 @@
 //! A bounded ring between those who write (any thread, never waiting) and one reader who may be slow. When the
 //! reader does not keep up, the oldest records are dropped and counted. Bodies and secrets never come here.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::job::{Job, JobId, JobType};
@@ -42,13 +41,44 @@ pub struct Record {
 }
 
 struct Ring {
+    kept: Mutex<Kept>,
+    written: Condvar,
+    /// The ring of a forked child. In the parent's, another thread may have held the lock at the moment of the
+    /// fork, and in the child it would be held for ever. Nor can the lock be held across the fork, which runs
+    /// hooks in Python that wait for other threads, and these may want to write.
+    next: OnceLock<Box<Ring>>,
+}
+
+struct Kept {
     records: VecDeque<Record>,
     dropped: u64,
 }
 
+impl Ring {
+    const fn new() -> Self {
+        let kept = Kept { records: VecDeque::new(), dropped: 0 };
+        Self { kept: Mutex::new(kept), written: Condvar::new(), next: OnceLock::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 static VERBOSITY: AtomicU8 = AtomicU8::new(0);
-static RING: Mutex<Ring> = Mutex::new(Ring { records: VecDeque::new(), dropped: 0 });
-static WRITTEN: Condvar = Condvar::new();
+static FIRST: Ring = Ring::new();
+/// Forks from the process with the first ring down to this one.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+fn ring() -> &'static Ring {
+    (0..FORKS.load(Ordering::Relaxed)).fold(&FIRST, |ring, _| ring.next.get_or_init(|| Box::new(Ring::new())))
+}
+
+/// In a forked child, before anything is written there. What the parent has written is the parent's to emit.
+pub fn after_fork_in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    ring();
+}
 
 /// Sets how much is written from now on, in the whole process.
 pub fn set_verbosity(verbosity: u8) {
@@ -76,49 +106,28 @@ pub fn write_about(verbosity: Verbosity, id: JobId, job_type: &JobType, message:
 
 fn push(verbosity: Verbosity, job: Option<(JobId, JobType)>, message: String) {
     let record = Record { verbosity, message, job, at: SystemTime::now() };
-    let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-    if ring.records.len() == CAPACITY {
-        ring.records.pop_front();
-        ring.dropped += 1;
+    let ring = ring();
+    let mut kept = ring.lock();
+    if kept.records.len() == CAPACITY {
+        kept.records.pop_front();
+        kept.dropped += 1;
     }
-    ring.records.push_back(record);
-    WRITTEN.notify_one();
+    kept.records.push_back(record);
+    ring.written.notify_one();
 }
 
 /// Waits, at most for `wait`, until there is something to read. Takes nothing, so that readers can agree among
 /// themselves on who emits what in which order.
 pub fn wait(wait: Duration) {
-    let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-    let waited = WRITTEN.wait_timeout_while(ring, wait, |ring| ring.records.is_empty());
+    let ring = ring();
+    let waited = ring.written.wait_timeout_while(ring.lock(), wait, |kept| kept.records.is_empty());
     drop(waited.unwrap_or_else(PoisonError::into_inner));
 }
 
 /// Takes what was written, and how many records were dropped before it.
 pub fn read() -> (Vec<Record>, u64) {
-    let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-    (ring.records.drain(..).collect(), std::mem::take(&mut ring.dropped))
-}
-
-thread_local! {
-    /// The ring's lock, while this thread forks.
-    static FORKING: RefCell<Option<MutexGuard<'static, Ring>>> = const { RefCell::new(None) };
-}
-
-/// Keeps other threads out of the ring while this one forks: in the child they do not exist, and a lock that one
-/// of them held would be held for ever.
-pub fn before_fork() {
-    let ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-    FORKING.set(Some(ring));
-}
-
-/// Lets the others in again. In the child, what the parent was about to emit is forgotten first.
-pub fn after_fork(is_child: bool) {
-    if let Some(mut ring) = FORKING.take()
-        && is_child
-    {
-        ring.records.clear();
-        ring.dropped = 0;
-    }
+    let mut kept = ring().lock();
+    (kept.records.drain(..).collect(), std::mem::take(&mut kept.dropped))
 }
 
 #[cfg(test)]

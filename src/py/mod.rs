@@ -3,6 +3,7 @@
 //! Three rules keep it free of deadlocks. Only Python's own threads attach to the interpreter. It is released
 //! before anything that can wait. No Python code runs, and no Python object is dropped, under a Rust lock.
 
+mod call;
 mod client;
 mod encode;
 mod errors;
@@ -30,7 +31,7 @@ mod _native {
     #[pymodule_export]
     use super::pending::PendingJob;
     #[pymodule_export]
-    use super::runtime::{after_fork_in_child, after_fork_in_parent, before_fork, shutdown};
+    use super::runtime::{after_fork_in_child, shutdown};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

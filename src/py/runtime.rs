@@ -56,23 +56,14 @@ impl Process {
     }
 }
 
-/// Called by Python before it forks.
-#[pyfunction]
-pub fn before_fork() {
-    log::before_fork();
-}
-
-/// Called by Python in the parent, after it forked.
-#[pyfunction]
-pub fn after_fork_in_parent() {
-    log::after_fork(false);
-}
-
 /// Called by Python in every forked child.
 #[pyfunction]
 pub fn after_fork_in_child() {
-    log::after_fork(true);
     PROCESS.fetch_add(1, Ordering::Relaxed);
+    log::after_fork_in_child();
+    // The generator that ids are made with would make the parent's once more. It is this thread's own; other
+    // threads of the child start with new ones. Should the system have no randomness, nothing here helps.
+    let _ = rand::rng().reseed();
     // The parent's runtime has no threads here, and its end would wait for them. Nobody holds the lock: it is
     // only taken by threads that hold the interpreter, and so does who forks.
     if let Ok(mut runtime) = RUNTIME.try_lock() {

@@ -152,6 +152,18 @@ def test_children_forked_under_load_do_not_hang() -> None:
     passes("forks", "under_load")
 
 
+def test_a_fork_next_to_the_hooks_of_other_libraries_hangs_neither_parent_nor_child() -> None:
+    passes("hooks", "slow_hook")
+
+
+def test_ids_made_in_parent_and_children_differ() -> None:
+    passes("forks", "ids_differ")
+
+
+def test_a_child_that_names_a_memory_queue_of_its_parent_gets_an_empty_one() -> None:
+    passes("forks", "named_queues_are_not_shared")
+
+
 def test_a_child_that_returns_from_a_handler_is_no_second_worker() -> None:
     passes("forks", "a_handler_that_forks")
 

@@ -45,8 +45,11 @@ pub struct MemoryBackend {
     options: MemoryOptions,
 }
 
-/// Named queues of this process. Weak: a queue lives as long as one of its clients.
-static NAMED: Mutex<Option<HashMap<String, Weak<MemoryBackend>>>> = Mutex::new(None);
+/// Named queues, by process and name: those that a forked child finds are copies of its parent's. Weak: a queue
+/// lives as long as one of its clients.
+static NAMED: Mutex<Option<HashMap<ProcessAndName, Weak<MemoryBackend>>>> = Mutex::new(None);
+
+type ProcessAndName = (u32, String);
 
 impl MemoryBackend {
     /// A queue of its own.
@@ -58,12 +61,13 @@ impl MemoryBackend {
     pub fn named(name: &str, options: MemoryOptions) -> Arc<Self> {
         let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
         let named = named.get_or_insert_default();
-        if let Some(queue) = named.get(name).and_then(Weak::upgrade) {
+        let key = (std::process::id(), name.to_owned());
+        if let Some(queue) = named.get(&key).and_then(Weak::upgrade) {
             return queue;
         }
         named.retain(|_, queue| queue.strong_count() > 0);
         let queue = Self::new(options);
-        named.insert(name.to_owned(), Arc::downgrade(&queue));
+        named.insert(key, Arc::downgrade(&queue));
         queue
     }
 
