@@ -52,7 +52,7 @@ lint-python:
 	ruff check
 	mypy
 	pyright
-	python -m mypy.stubtest dejq._native --allowlist tests/stubtest-allowlist.txt
+	python -m mypy.stubtest dejq._native
 
 .PHONY: test-rust
 test-rust: ## the core: units, conformance, worker, thread interleavings, doc examples; without Python

@@ -277,9 +277,7 @@ def _generic(to: Any, origin: Any, args: tuple[Any, ...], known: _Known) -> _Con
     if origin is Union or origin is types.UnionType:
         return _union(to, [_converter(arg, known) for arg in args])
     if origin is Literal:
-        return lambda value, path: _expect(
-            value, path, f"one of {args}", any(value == arg and type(value) is type(arg) for arg in args)
-        )
+        return _literal(args)
     if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
         item = _converter(args[0] if args else Any, known)
         return lambda value, path: [
@@ -301,6 +299,17 @@ def _generic(to: Any, origin: Any, args: tuple[Any, ...], known: _Known) -> _Con
         f"cannot decode a body to {_name(to)}; use built-ins, list, dict, tuple, Optional, Union, Literal, Enum, "
         "a dataclass, a TypedDict, a msgspec.Struct or a pydantic model"
     )
+
+
+def _literal(args: tuple[Any, ...]) -> _Convert:
+    known = ", ".join(map(repr, args))
+
+    def convert(value: Any, path: str) -> Any:
+        if any(value == arg and type(value) is type(arg) for arg in args):
+            return value
+        raise _Misfit(f"{path} must be one of {known}")
+
+    return convert
 
 
 def _expect(value: Any, path: str, what: str, fits: bool) -> Any:

@@ -22,7 +22,7 @@ class TypeStats:
         finished: Ended well, since the store was made.
         failed: Ended as failed, and not run again since.
         cancelled: Ended as cancelled, and not run again since.
-        oldest_ready: Age of the job that has waited for a worker for the longest time; ``None`` if none waits.
+        oldest_ready: Age, since its enqueue, of the oldest job that waits for a worker; ``None`` if none waits.
     """
 
     ready: int | None

@@ -114,7 +114,8 @@ fn unknown_scheme(scheme: Option<&str>) -> Error {
         }
         Some(scheme) => {
             let shown: String = scheme.chars().take(20).collect();
-            format!("there is no store with the scheme {shown:?}; {known}")
+            let meant = closest(scheme, &["memory"]).map(|meant| format!("; did you mean {meant}://?"));
+            format!("there is no store with the scheme {shown:?}{}; {known}", meant.unwrap_or_default())
         }
     })
 }
@@ -160,6 +161,7 @@ mod tests {
     fn a_bad_url_or_option_is_refused_with_what_to_type() {
         for (url, part) in [
             ("memory", "no \"://\""),
+            ("memry://", "did you mean memory://?"),
             ("mysql://user:hunter2@host/db", "no store with the scheme \"mysql\""),
             ("postgresql://user:hunter2@host/db", "not part of this version yet"),
             ("memory://?max_bdy=1", "did you mean \"max_body\""),

@@ -77,6 +77,8 @@ pub enum Outcome {
     Failed(Failure),
     /// `max_beats` or an operator ended it.
     Cancelled(Failure),
+    /// A stop cut it short: no fault of the handler's, so the attempt does not count.
+    Interrupted,
 }
 
 /// The end of one attempt, to be stored.
@@ -165,7 +167,7 @@ pub struct Counts {
     pub failed: Option<u64>,
     /// Ended as cancelled and not run again since.
     pub cancelled: Option<u64>,
-    /// Age of the job that has been ready for the longest time.
+    /// Age, since its enqueue, of the oldest job that waits for a worker.
     pub oldest_ready: Option<Duration>,
 }
 
@@ -251,10 +253,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
         lease: Duration,
     ) -> Result<Vec<(Lease, Revocation)>>;
 
-    /// *running* → *finished*, *scheduled* or *ready* (retry), *failed* or *cancelled*. When a job becomes
-    /// final, the next one of its chain goes *blocked* → *ready* (or *scheduled*, by its own delay) in the same
-    /// step, or the rest goes *blocked* → *cancelled* (`OnFailure::Cancel`). A next job of a type in
-    /// `next.types` that is ready at once is leased to the caller. Stale leases are reported and change nothing.
+    /// *running* → *finished*, *scheduled* or *ready* (retry), *failed*, *cancelled*, or (interrupted) *ready* at
+    /// its old place with attempt − 1. When a job becomes final, the next one of its chain goes *blocked* →
+    /// *ready* (or *scheduled*, by its own delay) at its place in enqueue order in the same step, or the rest goes
+    /// *blocked* → *cancelled* (`OnFailure::Cancel`). A next job of a type in `next.types` that is ready at once
+    /// is leased to the caller. Stale leases are reported and change nothing.
     async fn settle(&self, done: &[Settled], next: &HandOff<'_>) -> Result<SettleReply>;
 
     /// *running* → *ready* at its old place in line, attempt − 1: the job was never started. Stale leases are
@@ -268,7 +271,7 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// Counts what is there, at a cost that does not grow with the backlog.
     async fn stats(&self) -> Result<Stats>;
 
-    /// The worker is gone; what it still holds may be handed out at once.
+    /// The worker has stopped and holds nothing any more.
     async fn leave(&self, worker: WorkerId) -> Result<()> {
         let _ = worker;
         Ok(())

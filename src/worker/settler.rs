@@ -29,7 +29,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 /// What is to be done about an ended attempt.
 enum Report {
     Settle(Outcome),
-    /// It never started, or we cut it short: it does not count.
+    /// It never started.
     GiveBack,
     /// The job is another worker's, or over already.
     Nothing,
@@ -111,7 +111,7 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
             shared.stuck.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             return Report::Nothing;
         }
-        Cancel::Stopping | Cancel::Expired if has_failed => return Report::GiveBack,
+        Cancel::Stopping | Cancel::Expired if has_failed => return Report::Settle(Outcome::Interrupted),
         Cancel::Operator if has_failed => return by_operator(),
         Cancel::TimedOut => {
             let limit = shared.handlers.get(task.handler).timeout.unwrap_or_default();
@@ -190,6 +190,7 @@ fn tell(shared: &Shared, task: &Task, outcome: &Outcome) {
                 format!("{} failed for good on attempt {}: {}", job.job_type, job.attempt, full(failure))
             });
         }
+        Outcome::Interrupted => count(&shared.counters.given_back, 1),
         Outcome::Cancelled(failure) => {
             count(&shared.counters.cancelled, 1);
             log::write(Verbosity::Jobs, Some(job), || format!("{} was cancelled: {failure}", job.job_type));

@@ -73,6 +73,7 @@ enum End {
     Retry { after: u32 },
     Failed,
     Cancelled,
+    Interrupted,
 }
 
 fn an_op() -> impl Strategy<Value = Op> {
@@ -85,6 +86,7 @@ fn an_op() -> impl Strategy<Value = Op> {
         1 => delay().prop_map(|after| End::Retry { after }),
         2 => Just(End::Failed),
         1 => Just(End::Cancelled),
+        1 => Just(End::Interrupted),
     ];
     prop_oneof![
         4 => (vec((0..3_usize, delay()), 1..5), on_failure)
@@ -309,6 +311,7 @@ impl Pair {
                     }
                     End::Failed => Outcome::Failed(failure()),
                     End::Cancelled => Outcome::Cancelled(failure()),
+                    End::Interrupted => Outcome::Interrupted,
                 };
                 Some(Settled { lease: self.leases[latest(&self.leases, *back)?], outcome })
             })

@@ -467,6 +467,14 @@ for_every_backend! {
         queue.assert_state(b, State::Blocked).await;
     }
 
+    async fn a_requeue_is_refused_when_the_next_job_has_run_even_if_it_was_interrupted(queue: TestQueue) {
+        let Some(operator) = queue.operator().await else { return };
+        let [a, ..] = failed_first(&queue).await;
+        queue.settle(&queue.take("b").await, Outcome::Interrupted, &[]).await;
+        let refused = operator.requeue(a).await.unwrap_err();
+        assert_eq!(refused.kind(), &ErrorKind::WrongState);
+    }
+
     async fn a_requeue_brings_back_the_jobs_that_were_cancelled_with_it(queue: TestQueue) {
         let Some(operator) = queue.operator().await else { return };
         let jobs = queue.put(&chain(["a", "b", "c"], OnFailure::Cancel)).await;

@@ -33,6 +33,23 @@ for_every_backend! {
         assert_eq!((info.state, info.failure), (State::Cancelled, Some(reason)));
     }
 
+    async fn an_interrupted_job_is_ready_at_its_old_place_and_the_attempt_does_not_count(queue: TestQueue) {
+        let first = queue.enqueue("a").await;
+        queue.enqueue("a").await;
+        queue.settle(&queue.take("a").await, Outcome::Interrupted, &[]).await;
+        let again = queue.take("a").await;
+        assert_eq!((again.job.id, again.job.attempt), (first, 1));
+    }
+
+    async fn an_interrupted_job_that_was_to_be_cancelled_is_cancelled(queue: TestQueue) {
+        let Some(operator) = queue.operator().await else { return };
+        let id = queue.enqueue("a").await;
+        let taken = queue.take("a").await;
+        operator.cancel(id).await.unwrap();
+        queue.settle(&taken, Outcome::Interrupted, &[]).await;
+        queue.assert_state(id, State::Cancelled).await;
+    }
+
     async fn a_job_to_be_tried_again_waits_for_its_time(queue: TestQueue) {
         let id = queue.enqueue("a").await;
         queue.retry(&queue.take("a").await, 3).await;

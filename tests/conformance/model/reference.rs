@@ -90,7 +90,10 @@ impl Reference {
             Outcome::Finished => self.end(job, State::Finished),
             Outcome::Failed(_) => self.end(job, State::Failed),
             Outcome::Retry { after, .. } if !self.jobs[job].cancel_asked => self.wait(job, *after),
-            Outcome::Retry { .. } | Outcome::Cancelled(_) => self.end(job, State::Cancelled),
+            Outcome::Interrupted if !self.jobs[job].cancel_asked => self.back_in_line(job),
+            Outcome::Retry { .. } | Outcome::Interrupted | Outcome::Cancelled(_) => {
+                self.end(job, State::Cancelled);
+            }
         }
         self.settle_down();
     }

@@ -282,6 +282,12 @@ impl Store {
                     self.make_ready_after(index, *after, now);
                     None
                 }
+                Outcome::Interrupted if wanted => self.end(index, State::Cancelled, Some(by_operator()), now),
+                Outcome::Interrupted => {
+                    self.records[index as usize].has_run = true;
+                    self.put_back(index);
+                    None
+                }
             };
             // The successor has the oldest seq of its type only by chance: it is claimed by itself, not as a head.
             if let Some(ready) = released
