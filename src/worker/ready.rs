@@ -1,8 +1,8 @@
 //! Tasks that wait for an executor: one shared queue per lane, so that nothing is parked behind a slow handler.
 //!
 //! An executor takes one task at a time, and only waits (without the interpreter lock) when there is none;
-//! the fetcher adds whole batches. One short lock each, no spinning: on one or two cores, where executors and
-//! the runtime share a CPU, spinning queues were measured to be an order of magnitude slower.
+//! the fetcher adds whole batches. One short lock each, no spinning: on one or two cores executors and the
+//! runtime share a CPU, and who spins keeps the other from doing what it waits for.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
