@@ -121,7 +121,7 @@ fn unknown_scheme(scheme: Option<&str>) -> Error {
 }
 
 /// The candidate that a slip of the finger could have turned into `name`.
-pub fn closest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str> {
+fn closest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str> {
     candidates
         .iter()
         .map(|candidate| (edit_distance(name, candidate), *candidate))

@@ -484,9 +484,7 @@ impl Inner {
         }
         let mut config = self.config.clone();
         if let Some(workers) = workers {
-            // By the same check as the option of the client.
-            let mut option = Options::new([("workers".to_owned(), workers.to_string())]);
-            config.workers = WorkerConfig::from_options(&mut option)?.workers;
+            config.set_workers(workers.get() as usize)?;
         }
         let worker =
             Worker::start(&handle()?, Arc::clone(&self.backend), registered.handlers.clone(), config)?;

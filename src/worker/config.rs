@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 /// A lease lasts this many beats, so that a lost beat, and the one after it, do no harm.
 pub const BEATS_PER_LEASE: u32 = 3;
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(86_400);
+/// More threads than this are a slip of the keyboard.
+const MOST_WORKERS: usize = 10_000;
 
 /// Settings of a worker, checked.
 #[derive(Debug, Clone)]
@@ -55,7 +57,7 @@ impl WorkerConfig {
     pub fn from_options(options: &mut Options) -> Result<Self> {
         let mut config = Self::default();
         if let Some(workers) = options.take_number("workers", 1)? {
-            config.workers = workers;
+            config.set_workers(workers)?;
         }
         if let Some(workers) = options.take_number("async_workers", 1)? {
             config.async_workers = workers;
@@ -76,13 +78,21 @@ impl WorkerConfig {
         if let Some(rescues) = options.take_number("max_rescues", 0)? {
             config.max_rescues = rescues;
         }
-        if config.workers > 10_000 {
+        Ok(config)
+    }
+
+    /// Sets `workers`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) for more than a process should have.
+    pub fn set_workers(&mut self, workers: usize) -> Result<()> {
+        if workers > MOST_WORKERS {
             return Err(Error::config(format!(
-                "workers={} is more threads than a process should have; use async def handlers or more processes",
-                config.workers
+                "workers={workers} is more threads than a process should have; use async def handlers or more processes"
             )));
         }
-        Ok(config)
+        self.workers = workers;
+        Ok(())
     }
 
     /// How long a lease lasts without a beat.
