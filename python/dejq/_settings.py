@@ -32,23 +32,37 @@ def find_url(url: str | None) -> tuple[str, str]:
 
 
 def project_settings() -> dict[str, Any]:
-    """``[tool.dejq]`` of the nearest pyproject.toml in this folder or above; empty if there is none."""
-    if sys.version_info < (3, 11):
-        return {}  # no TOML parser in the standard library
-    from pathlib import Path
+    """``[tool.dejq]`` of the nearest pyproject.toml in this folder or above; empty if there is none.
 
-    import tomllib
+    Raises:
+        ConfigError: The file is not TOML, or has such a table and this Python has nothing to read it with.
+    """
+    from pathlib import Path
 
     here = Path.cwd()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
         if file.is_file():
             try:
-                settings = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("dejq", {})
+                return dict(_read_toml(file.read_text(encoding="utf-8")).get("tool", {}).get("dejq", {}))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{file} cannot be read as TOML: {error}") from error
-            return dict(settings)
+            except ModuleNotFoundError:
+                raise ConfigError(
+                    f"{file} has settings for dejq, and Python 3.10 cannot read TOML by itself: pip install tomli, "
+                    "or set DEJQ_… in the environment instead"
+                ) from None
     return {}
+
+
+def _read_toml(text: str) -> dict[str, Any]:
+    if "dejq" not in text:
+        return {}  # nothing for us in it, so it needs no parser
+    if sys.version_info >= (3, 11):
+        import tomllib as toml
+    else:
+        import tomli as toml
+    return toml.loads(text)
 
 
 def as_options(options: dict[str, Any]) -> dict[str, str]:

@@ -108,26 +108,34 @@ def test_a_url_of_the_call_wins_over_the_environment(elsewhere: Path, monkeypatc
     assert dejq.connect("memory://").url_source == "the call"
 
 
-# Python 3.10 has no TOML parser; there the file is not looked at.
-HAS_TOML = sys.version_info >= (3, 11)
-
-
 def test_the_url_may_come_from_a_pyproject_toml_above(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (elsewhere / "pyproject.toml").write_text('[tool.dejq]\nurl = "memory://from-project"\n')
     (elsewhere / "inner").mkdir()
     monkeypatch.chdir(elsewhere / "inner")
-    if not HAS_TOML:
-        with pytest.raises(ConfigError):
-            dejq.connect()
-        return
     assert dejq.connect().url_source == "[tool.dejq] in pyproject.toml"
 
 
 def test_a_pyproject_toml_that_is_not_toml_is_named(elsewhere: Path) -> None:
     (elsewhere / "pyproject.toml").write_text("[tool.dejq\n")
-    with pytest.raises(
-        ConfigError, match=r"pyproject\.toml cannot be read as TOML" if HAS_TOML else "no store is named"
-    ):
+    with pytest.raises(ConfigError, match=r"pyproject\.toml cannot be read as TOML"):
+        dejq.connect()
+
+
+def test_settings_that_nothing_can_read_are_not_passed_over(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parser in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, parser, None)  # makes its import fail, as on a bare Python 3.10
+    (elsewhere / "pyproject.toml").write_text('[tool.dejq]\nurl = "memory://"\n')
+    with pytest.raises(ConfigError, match="pip install tomli"):
+        dejq.connect()
+
+
+def test_a_pyproject_toml_without_settings_for_dejq_needs_no_parser(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for parser in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, parser, None)
+    (elsewhere / "pyproject.toml").write_text("[tool.other]\n")
+    with pytest.raises(ConfigError, match="no store is named"):
         dejq.connect()
 
 

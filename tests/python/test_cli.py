@@ -149,8 +149,6 @@ def jobs_of(module: str = "app") -> list[dejq.JobInfo]:
 
 
 def write_project(folder: Path, text: str) -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("no TOML parser in the standard library")
     (folder / "pyproject.toml").write_text(f"[tool.dejq]\n{text}\n")
 
 
