@@ -20,6 +20,8 @@ import pytest
 
 import dejq
 from dejq import cli, testing
+from dejq.cli.flags import fill_in, make_parser
+from dejq.cli.talk import scrub
 
 SECONDS = 60.0
 VERBS = ("worker", "migrate", "stats", "enqueue", "doctor", "bench", "example")
@@ -164,7 +166,7 @@ def test_without_a_verb_it_says_how_it_is_used(run_process: Run) -> None:
 def test_help_names_every_verb(run_process: Run) -> None:
     ran = run_process("--help")
     assert (ran.code, ran.err) == (0, "")
-    assert tuple(cli._verbs) == VERBS
+    assert tuple(cli.VERBS) == VERBS
     for verb in VERBS:
         assert f"\n    {verb} " in ran.out
 
@@ -179,8 +181,8 @@ def test_the_help_of_a_verb_has_an_example_and_the_places_of_its_settings(run: R
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_example_of_a_verb_parses(verb: str) -> None:
-    words = shlex.split(cli._verbs[verb].example)
-    assert cli._parser().parse_args(words[1:]).verb == verb
+    words = shlex.split(cli.VERBS[verb].example)
+    assert make_parser(cli.VERBS.values()).parse_args(words[1:]).verb == verb
 
 
 def test_help_imports_nothing_that_it_does_not_need() -> None:
@@ -286,8 +288,8 @@ def test_output_that_the_terminal_cannot_show_is_no_error(run_process: Run, monk
 
 
 def parse(*args: str) -> Any:
-    given = cli._parser().parse_args(args)
-    cli._fill_in(given, cli._verbs[given.verb].flags)
+    given = make_parser(cli.VERBS.values()).parse_args(args)
+    fill_in(given, cli.VERBS[given.verb].flags)
     return given
 
 
@@ -309,9 +311,9 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_projec
 
 
 def test_every_flag_has_a_variable_but_those_that_say_what_is_to_be_done() -> None:
-    without = {flag.key for verb in cli._verbs.values() for flag in verb.flags if not flag.in_environment}
+    without = {flag.key for verb in cli.VERBS.values() for flag in verb.flags if not flag.in_environment}
     assert without == {"what", "type", "body", "then", "url", "store", "folder"}
-    assert [flag.in_environment for flag in cli._verbs["stats"].flags if flag.key == "url"] == [True]
+    assert [flag.in_environment for flag in cli.VERBS["stats"].flags if flag.key == "url"] == [True]
 
 
 def test_variables_are_read_as_the_flags_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,11 +358,11 @@ def test_a_project_file_that_is_no_toml_is_named(run: Run, folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    ("text", "length"),
     [("0", 0), ("90", 90), ("1.5", 1.5), ("250ms", 0.25), ("2 s", 2), ("10m", 600), ("7d", 604_800)],
 )
-def test_a_length_of_time_may_have_a_unit(text: str, seconds: float) -> None:
-    assert cli._seconds(text) == seconds
+def test_a_length_of_time_may_have_a_unit(text: str, length: float) -> None:
+    assert seconds(text) == length
 
 
 def test_no_store_at_all_is_wrong_usage_and_says_what_to_write(run: Run) -> None:
@@ -447,6 +449,11 @@ def test_an_app_that_cannot_be_loaded_says_where_and_what_was_meant(
     assert ran.err.startswith("dejq: ")
     assert text.format(here=folder) in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_an_error_of_dejq_while_an_app_is_loaded_names_the_line_of_the_app(run: Run, folder: Path) -> None:
+    (folder / "refused.py").write_text("import dejq\n\nclient = dejq.memory(wrokers=1)\n")
+    assert run("worker", "refused:client").err.endswith("(refused.py:3)\n")
 
 
 def test_the_worker_asks_for_an_app_when_none_is_named(run: Run) -> None:
@@ -1001,7 +1008,7 @@ def test_a_password_in_what_a_handler_raises_is_not_logged(folder: Path, run_pro
     ],
 )
 def test_scrubbing_takes_passwords_and_nothing_else(text: str, scrubbed: str) -> None:
-    assert cli._scrub(text) == scrubbed
+    assert scrub(text) == scrubbed
 
 
 # ---- docs/cli.md -----------------------------------------------------------------------------------------
@@ -1035,10 +1042,10 @@ def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytes
 
 
 def test_the_page_has_every_flag_and_variable_and_no_other() -> None:
-    flags = {name for verb in cli._verbs.values() for flag in verb.flags for name in flag.names if name.startswith("-")}
-    variables = {flag.variable for verb in cli._verbs.values() for flag in verb.flags if flag.in_environment}
+    flags = {name for verb in cli.VERBS.values() for flag in verb.flags for name in flag.names if name.startswith("-")}
+    variables = {flag.variable for verb in cli.VERBS.values() for flag in verb.flags if flag.in_environment}
     prose = SESSION.sub("", PAGE)
     assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", prose)) - {"--help", "-vv", "-vvv", "-m"} == flags
     assert set(re.findall(r"DEJQ_[A-Z_]+", prose)) == variables
-    keys = {flag.key for verb in cli._verbs.values() for flag in verb.flags if flag.in_project}
+    keys = {flag.key for verb in cli.VERBS.values() for flag in verb.flags if flag.in_project}
     assert set(re.findall(r"^(\w+) = ", PAGE.split("[tool.dejq]\n")[1].split("```")[0], re.MULTILINE)) == keys
