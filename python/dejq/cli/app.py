@@ -89,11 +89,11 @@ def _broken(what: str, error: BaseException) -> CommandError:
     """The application's own code raised: says where, without the traceback."""
     import traceback
 
-    own = str(Path(dejq.__file__).parent)
+    own = f"{Path(dejq.__file__).parent}{os.sep}"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<frozen", own)) and "importlib" not in frame.filename
+        if not frame.filename.startswith(("<", own)) and "importlib" not in frame.filename
     ]
     where = f" ({os.path.relpath(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     why = str(error) if isinstance(error, dejq.DejqError) else f"{type(error).__name__}: {error}"
