@@ -1,4 +1,7 @@
-"""Clients, options and enqueue: what works, and that bad input is refused with what to type instead."""
+"""Clients, options and enqueue: what works, and that bad input is refused with what to type instead.
+
+A ``type: ignore`` here marks input that is wrong on purpose, as a program without a type checker gives it.
+"""
 
 from __future__ import annotations
 

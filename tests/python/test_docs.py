@@ -52,3 +52,17 @@ def test_every_page_that_the_docs_link_to_exists() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tests_that_the_guarantees_name_exist() -> None:
+    table = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8").split("where they are tested")[1]
+    named = set(re.findall(r"`([\w:.]+)`", table)) - {"max_beats"}
+    assert len(named) > 10
+    for name in named:
+        if name.endswith(".py"):
+            place = ROOT / "tests" / "python" / name
+        elif "::" in name:
+            place = ROOT / "tests" / f"{name.replace('::', '/')}.rs"
+        else:
+            place = ROOT / "tests" / name / "main.rs"
+        assert place.exists(), name

@@ -1,4 +1,7 @@
-"""Handlers: how they are called, what they may raise and do, and that the worker lives on; also chains."""
+"""Handlers: how they are called, what they may raise and do, and that the worker lives on; also chains.
+
+A ``type: ignore`` or ``noqa`` here marks a handler that is unannotated, or wrong, on purpose.
+"""
 
 from __future__ import annotations
 

@@ -366,8 +366,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def hide_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing: Callable[[str], None] = lambda _package: None  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", nothing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _package: None)
 
 
 def fake_redis(folder: Path, script: str) -> Path:

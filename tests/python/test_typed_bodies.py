@@ -566,12 +566,12 @@ class Generics(Generic[T]):
 
 @dataclasses.dataclass
 class Unresolvable:
-    a: Nowhere  # type: ignore[name-defined]  # noqa: F821
+    a: Nowhere  # type: ignore[name-defined]  # noqa: F821  (on purpose)
 
 
 @dataclasses.dataclass
 class Misspelt:
-    a: datetime.datetimes  # type: ignore[name-defined]
+    a: datetime.datetimes  # type: ignore[name-defined]  # on purpose
 
 
 @dataclasses.dataclass

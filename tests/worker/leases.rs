@@ -1,14 +1,29 @@
 //! Leases that run out, and leases that another worker has.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dejq::backend::Backend;
 use dejq::job::State;
-use dejq::worker::{Cancel, WorkerConfig};
+use dejq::worker::{Cancel, Task, WorkerConfig};
 
+use crate::executor::Executor;
 use crate::faulty::{Call, Fault, Gate};
 use crate::logbook;
 use crate::stage::{BEAT, LEASE, Stage, pass, settle_down, slots, somebody, spec, within};
+
+/// A running task of a worker whose beats have not got through for a whole lease, and whom nobody rescues.
+async fn expired() -> (Stage, Executor, Arc<Task>) {
+    let stage = Stage::new();
+    stage.enqueue_one("a").await;
+    let worker = stage.start([spec("a")], slots(1));
+    let task = worker.take().await;
+    stage.store.always(Call::Extend, Fault::Fail);
+    stage.store.always(Call::Rescue, Fault::Fail);
+    pass(LEASE * 2).await;
+    assert_eq!(task.cancelled(), Cancel::Expired);
+    (stage, worker, task)
+}
 
 #[tokio::test(start_paused = true)]
 async fn after_a_lease_without_a_beat_handlers_are_told_and_nothing_new_starts() {
@@ -72,14 +87,8 @@ async fn after_a_pause_of_the_whole_process_nothing_queued_starts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_beat_that_gets_through_after_all_revives_a_handler() {
-    let stage = Stage::new();
-    let id = stage.enqueue_one("a").await;
-    let worker = stage.start([spec("a")], slots(1));
-    let task = worker.take().await;
-    stage.store.always(Call::Extend, Fault::Fail);
-    stage.store.always(Call::Rescue, Fault::Fail);
-    pass(LEASE * 2).await;
-    assert_eq!(task.cancelled(), Cancel::Expired);
+    let (stage, worker, task) = expired().await;
+    let id = task.job.id;
     stage.store.heal(Call::Extend);
     pass(BEAT).await;
     assert_eq!(task.cancelled(), Cancel::No);
@@ -91,14 +100,8 @@ async fn a_beat_that_gets_through_after_all_revives_a_handler() {
 
 #[tokio::test(start_paused = true)]
 async fn an_end_after_the_lease_is_stored_when_nobody_else_has_the_job() {
-    let stage = Stage::new();
-    let id = stage.enqueue_one("a").await;
-    let worker = stage.start([spec("a")], slots(1));
-    let task = worker.take().await;
-    stage.store.always(Call::Extend, Fault::Fail);
-    stage.store.always(Call::Rescue, Fault::Fail);
-    pass(LEASE * 2).await;
-    assert_eq!(task.cancelled(), Cancel::Expired);
+    let (stage, worker, task) = expired().await;
+    let id = task.job.id;
     worker.finish(task);
     stage.until(id, State::Finished).await;
     assert_eq!(worker.counted().finished, 1);
@@ -106,14 +109,8 @@ async fn an_end_after_the_lease_is_stored_when_nobody_else_has_the_job() {
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_an_expired_lease_cut_short_does_not_count() {
-    let stage = Stage::new();
-    let id = stage.enqueue_one("a").await;
-    let worker = stage.start([spec("a")], slots(1));
-    let task = worker.take().await;
-    stage.store.always(Call::Extend, Fault::Fail);
-    stage.store.always(Call::Rescue, Fault::Fail);
-    pass(LEASE * 2).await;
-    assert_eq!(task.cancelled(), Cancel::Expired);
+    let (stage, worker, task) = expired().await;
+    let id = task.job.id;
     worker.fail(task);
     stage.store.heal(Call::Extend);
     let again = worker.take().await;

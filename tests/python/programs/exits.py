@@ -28,7 +28,7 @@ class Lingering:
     """Makes the interpreter take its time while it goes down, which is when daemon threads are in danger."""
 
     def __init__(self, seconds: float) -> None:
-        self.wait: Callable[[], None] = lambda sleep=time.sleep: sleep(seconds)  # type: ignore[misc]
+        self.wait: Callable[[], None] = lambda sleep=time.sleep: sleep(seconds)  # type: ignore[misc]  # no type says it
 
     def __del__(self) -> None:
         self.wait()
@@ -46,7 +46,7 @@ def busy(handler: Any, workers: int = 1) -> Client:
 
 def linger() -> None:
     # In a module that is cleared last.
-    sys.lingering = Lingering(0.3)  # type: ignore[attr-defined]
+    sys.lingering = Lingering(0.3)  # type: ignore[attr-defined]  # no type says it
 
 
 def exiting() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import dejq
 from dejq import Client, ForkedProcess, Job, PendingJob
-from python.programs.scenario import ended, log, main, put, until, works
+from python.programs.scenario import ended, hold, log, main, put, until, works
 
 # A child that takes longer hangs.
 SECONDS = 10.0
@@ -135,16 +135,7 @@ def after_a_stop() -> None:
 def with_a_running_worker() -> None:
     """Also a child of a child, and children whose ends run exit hooks."""
     client = ready(workers=2, heartbeat=0.1)
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(job: Job) -> None:
-        entered.set()
-        leave.wait()
-
-    client.register_handler("slow", slow)
-    client.dequeue_loop()
-    id = put(client, "slow")
-    entered.wait()
+    id, leave = hold(client)
     in_child(lambda: uses_and_works(client))
     in_child(lambda: in_child(lambda: uses_and_works(client)))
     in_child(lambda: refuses(client), 7, leave=sys.exit)
@@ -328,7 +319,7 @@ def _mp(method: str) -> None:
     put(client)
     context: BaseContext = multiprocessing.get_context(method)
     answers: SimpleQueue[str] = context.SimpleQueue()
-    process = context.Process(target=_mp_child, args=(answers,))  # type: ignore[attr-defined]
+    process = context.Process(target=_mp_child, args=(answers,))  # type: ignore[attr-defined]  # typeshed has it per kind of context
     process.start()
     process.join(SECONDS)
     assert process.exitcode == 0, process.exitcode

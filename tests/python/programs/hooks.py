@@ -9,9 +9,9 @@ import time
 # Hooks before a fork run latest first, so this one would run between one of dejq's and the fork.
 os.register_at_fork(before=lambda: time.sleep(0.01))
 
-import dejq  # noqa: E402
-from python.programs.forks import in_child, ready  # noqa: E402
-from python.programs.scenario import main, put, works  # noqa: E402
+import dejq  # noqa: E402  (after the hook, which is the point)
+from python.programs.forks import in_child, ready  # noqa: E402  (they import dejq)
+from python.programs.scenario import main, put, works  # noqa: E402  (as above)
 
 
 def slow_hook() -> None:

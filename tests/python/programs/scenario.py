@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,6 +63,21 @@ def ended(client: Client, id: str, seconds: float = SECONDS) -> JobInfo:
 def put(client: Client, type: str = "job", body: object = None) -> str:
     """Enqueues one job."""
     return client.enqueue(PendingJob(type, body))[0]
+
+
+def hold(client: Client) -> tuple[str, threading.Event]:
+    """Starts the worker with a plain handler that runs until the event is set; returns the job's id and the event."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def held(job: dejq.Job) -> None:
+        entered.set()
+        leave.wait()
+
+    client.register_handler("held", held)
+    client.dequeue_loop()
+    id = put(client, "held")
+    entered.wait()
+    return id, leave
 
 
 def counted(*clients: Client) -> dict[str, int]:

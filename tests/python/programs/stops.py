@@ -13,7 +13,7 @@ from typing import Any
 
 import dejq
 from dejq import Client, ClientStopped, Job, PendingJob, StopReport
-from python.programs.scenario import counted, ended, main, put, say, until, works
+from python.programs.scenario import counted, ended, hold, main, put, say, until, works
 
 NOTHING = StopReport(finished=0, given_back=0, abandoned=0, forced=False)
 
@@ -84,16 +84,7 @@ def during_start() -> None:
 
 def from_two_threads() -> None:
     client = ready(workers=2)
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(job: Job) -> None:
-        entered.set()
-        leave.wait()
-
-    client.register_handler("slow", slow)
-    client.dequeue_loop()
-    id = put(client, "slow")
-    entered.wait()
+    id, leave = hold(client)
     reports: list[StopReport] = []
     stoppers = [threading.Thread(target=lambda: reports.append(client.stop())) for _ in range(2)]
     for stopper in stoppers:
@@ -109,16 +100,7 @@ def from_two_threads() -> None:
 
 def the_nearest_deadline_counts() -> None:
     client = ready(workers=1, heartbeat=0.05)
-    entered, leave = threading.Event(), threading.Event()
-
-    def stuck(job: Job) -> None:
-        entered.set()
-        leave.wait()
-
-    client.register_handler("stuck", stuck)
-    client.dequeue_loop()
-    put(client, "stuck")
-    entered.wait()
+    _, leave = hold(client)
     reports: list[StopReport] = []
     patient = threading.Thread(target=lambda: reports.append(client.stop()))
     patient.start()
@@ -365,16 +347,7 @@ def queued_jobs_are_given_back() -> None:
 def ctrl_c_during_stop() -> None:
     """It gets through, the stop goes on, and a second call waits for the rest of it."""
     client = ready(workers=1)
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(job: Job) -> None:
-        entered.set()
-        leave.wait()
-
-    client.register_handler("slow", slow)
-    client.dequeue_loop()
-    id = put(client, "slow")
-    entered.wait()
+    id, leave = hold(client)
     waiting = put(client)
 
     def press() -> None:
@@ -463,14 +436,14 @@ def threads_that_cannot_start() -> None:
 
     client = ready(name="few", workers=8)
     client.enqueue_many([PendingJob("job") for _ in range(100)])
-    threading.Thread.start = start_few  # type: ignore[assignment, method-assign]
+    threading.Thread.start = start_few  # type: ignore[assignment, method-assign]  # put back below
     try:
         client.dequeue_loop()
     except RuntimeError as error:
         assert str(error) == "can't start new thread"
     else:
         raise AssertionError("it started")
-    threading.Thread.start = start  # type: ignore[method-assign]
+    threading.Thread.start = start  # type: ignore[method-assign]  # put back below
     assert not dejq_threads()
     assert client.stats().running == 0
     client.stop()
