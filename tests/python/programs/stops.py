@@ -443,7 +443,7 @@ def threads_that_cannot_start() -> None:
         assert str(error) == "can't start new thread"
     else:
         raise AssertionError("it started")
-    threading.Thread.start = start  # type: ignore[method-assign]  # put back below
+    threading.Thread.start = start  # type: ignore[method-assign]  # as it was
     assert not dejq_threads()
     assert client.stats().running == 0
     client.stop()
