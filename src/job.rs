@@ -1,5 +1,6 @@
 //! What a job is: a type, a JSON body, and its place in a chain.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
@@ -35,6 +36,16 @@ impl JobId {
     /// The 16 bytes of the UUID.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
+    }
+
+    /// The UUID itself.
+    pub const fn as_uuid(&self) -> &Uuid {
+        &self.0
+    }
+
+    /// Takes an id that a store has kept.
+    pub const fn from_uuid(uuid: Uuid) -> Self {
+        Self(uuid)
     }
 
     /// Writes the usual text form (36 characters, lower case) into `buffer`.
@@ -106,6 +117,12 @@ impl JobType {
     /// Is this the very same allocation? A cheap first test where neighbours often share their type.
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Borrow<str> for JobType {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

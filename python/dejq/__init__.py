@@ -18,7 +18,7 @@ import warnings as _warnings
 from dejq._logging import set_verbosity
 from dejq._native import Job, PendingJob, __version__
 from dejq.backoff import Backoff
-from dejq.client import Client, connect, memory
+from dejq.client import Client, connect, memory, postgres, redis
 from dejq.errors import (
     BackendUnavailable,
     BodyError,
@@ -37,7 +37,7 @@ from dejq.errors import (
     WrongState,
 )
 from dejq.handlers import Handler, HandlerFunction
-from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport, TypeStats
+from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport, Totals, TypeStats
 
 __all__ = [
     "BackendUnavailable",
@@ -64,12 +64,15 @@ __all__ = [
     "SchemaOutdated",
     "Stats",
     "StopReport",
+    "Totals",
     "TypeStats",
     "UnknownJob",
     "WrongState",
     "__version__",
     "connect",
     "memory",
+    "postgres",
+    "redis",
     "set_verbosity",
 ]
 

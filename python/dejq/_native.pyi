@@ -9,6 +9,7 @@ from typing_extensions import Self, disjoint_base
 from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport
 
 __all__ = [
+    "Answers",
     "AsyncLane",
     "AsyncTask",
     "Client",
@@ -130,17 +131,42 @@ class Job:
         """
 
     def finish(self, *, connection: object) -> None:
-        """Finishes the job within the caller's own transaction, for stores that have transactions.
+        """Finishes the job within the handler's own transaction: its effects and its end, or neither. PostgreSQL only.
+
+        Call it last, commit, and return. When the transaction has committed, the job is finished, exactly once, and
+        the next one of its chain runs. When it was rolled back, the attempt has failed as "not committed" and is
+        retried if attempts are left. When the handler raises, the transaction not committed, it fails as ever.
+        With a connection in autocommit the job is finished at once, whatever the handler still does.
+
+        Args:
+            connection: As for ``Client.enqueue``, to the database of this client.
 
         Raises:
-            NotSupported: This store has none.
+            WrongState: The lease is over: the job has ended or another worker has it. Let it out, so that the
+                transaction is rolled back.
+            ConfigError: It is no connection that dejq knows, or needs ``afinish``.
+            NotSupported: This store has no transactions.
+            Exception: What the driver raises, for example about a transaction that is aborted already.
         """
+
+    def afinish(self, *, connection: object) -> Coroutine[Any, Any, None]:
+        """`finish` for coroutines, with connections that have to be awaited; one that blocks is used in a thread.
+
+        Raises:
+            ConfigError: Also for Django's, which belongs to the thread that began the transaction.
+        """
+
+    def _finish_statement(self) -> tuple[str, list[str]]: ...
+    def _finishes_itself(self) -> None: ...
 
 @final
 class Client:
     def __new__(cls, url: str, options: Mapping[str, str], backoff: _Backoff | None = None) -> Client: ...
     def settings(self) -> tuple[str, int, int, float, bool]: ...
     def enqueue(self, jobs: tuple[PendingJob[Any], ...], cancel_rest: bool) -> list[str]: ...
+    def enqueue_statement(self, jobs: tuple[PendingJob[Any], ...], cancel_rest: bool) -> tuple[str, list[str]]: ...
+    def ask_enqueue(self, jobs: tuple[PendingJob[Any], ...], cancel_rest: bool, answers: Answers) -> int: ...
+    def migration_script(self) -> str: ...
     def enqueue_many(
         self, chains: Iterable[PendingJob[Any] | Sequence[PendingJob[Any]]], cancel_rest: bool
     ) -> list[str]: ...
@@ -213,6 +239,12 @@ class AsyncTask:
     def ended(self, error: BaseException | None = None) -> None: ...
     @property
     def cancelled(self) -> bool: ...
+
+@final
+class Answers:
+    def __new__(cls) -> Answers: ...
+    def fileno(self) -> int: ...
+    def take(self) -> list[tuple[int, list[str] | BaseException]]: ...
 
 def set_verbosity(verbosity: int) -> None: ...
 def wait_log(wait: float) -> None: ...

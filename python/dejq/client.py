@@ -14,10 +14,10 @@ from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Literal, TypeVar, cast
 
-from dejq import _logging, _native, _threads
+from dejq import _logging, _native, _threads, _transactions
 from dejq._settings import as_options, find_url, seconds
 from dejq.backoff import Backoff
-from dejq.errors import ConfigError, NotSupported
+from dejq.errors import ConfigError
 from dejq.handlers import Handler, HandlerFunction, P, R, read_signature
 from dejq.info import Finding, JobInfo, MigrationReport, State, Stats, StopReport
 
@@ -34,19 +34,27 @@ _DRAIN_SECONDS = 0.02
 class Client:
     """One queue: enqueue jobs, and work them.
 
-    Made by `connect` or `memory`. May be used from any thread. A context manager: leaving it is `stop`.
+    Made by `connect`, `memory`, `postgres` or `redis`. May be used from any thread. A context manager: leaving it is
+    `stop`.
 
     Args:
-        url: Names the store: ``memory://`` (a queue of its own) or ``memory://name`` (shared by the clients of
-            this process). ``None``: the environment's ``DEJQ_URL``, then ``url`` under ``[tool.dejq]`` in
+        url: Names the store: ``memory://`` (a queue of its own), ``memory://name`` (shared by the clients of
+            this process), ``postgresql://…`` (a database; docs/postgres.md) or ``redis://…`` (Redis or Valkey;
+            docs/redis.md). ``None``: the environment's ``DEJQ_URL``, then ``url`` under ``[tool.dejq]`` in
             pyproject.toml. Options may stand in its query.
         backoff: How long to wait between attempts; for handlers that do not say.
         **options: Override those in the URL. ``workers`` (plain handlers at once; default: the CPUs),
             ``async_workers`` (``async def`` handlers at once; 100), ``heartbeat`` (seconds between beats; 5;
             a lease lasts three), ``max_beats`` (beats after which a running job is stuck and cancelled; no
             limit), ``max_attempts`` (runs of a job whose handler fails; 1: no redelivery), ``max_rescues``
-            (lost leases after which a job fails; 3), ``max_body`` (bytes; 1 MiB), ``keep_finished`` (memory:
-            finished jobs kept for inspection; 1,000), ``inline`` (memory: run handlers inside ``enqueue``).
+            (lost leases after which a job fails; 3), ``max_body`` (bytes; 1 MiB).
+            Memory: ``keep_finished`` (finished jobs kept for inspection; 1,000), ``inline`` (run handlers inside
+            ``enqueue``).
+            Postgres: ``schema`` ("dejq"), ``keep_finished`` (false drops finished jobs at once; true), ``retention``
+            (seconds that finished jobs are kept; for ever), ``listen`` (wait by LISTEN, not only by polling; true), and
+            those of libpq, such as ``sslmode``.
+            Redis: ``queue`` ("dejq"), ``durability`` ("memory", "aof" or "replicas"), ``keep_finished`` and
+            ``keep_failed`` (finished, and failed or cancelled jobs kept; 1,000 and 10,000), and more in docs/redis.md.
 
     Raises:
         ConfigError: The URL or an option is wrong.
@@ -160,8 +168,11 @@ class Client:
             *jobs: At least one. Bodies are encoded now; what happens to the objects later does not matter.
             on_failure: What becomes of the rest of a chain when a job in it fails for good: ``"continue"``
                 (it runs all the same) or ``"cancel"``.
-            connection: The caller's own database connection, to enqueue within its transaction. For stores
-                that have transactions.
+            connection: The caller's own connection to the database of the queue, to enqueue within its
+                transaction: workers see the jobs when it commits, and after a rollback there were none. With
+                autocommit that is at once. A connection (or cursor) of psycopg or psycopg2, a Connection or
+                Session of SQLAlchemy, or ``django.db.connection``; for asyncpg and the asynchronous ones see
+                `aenqueue`. What the driver raises comes out as it is. PostgreSQL only.
 
         Returns:
             The ids, in the order of the jobs. For a job with ``unique=`` whose key is taken: the id of the job
@@ -172,13 +183,15 @@ class Client:
             BodyTooLarge: A body is larger than the store takes.
             BackendUnavailable: The store does not answer; nothing was stored.
             OutcomeUnknown: The store's answer was lost.
-            ConfigError: No job was given, or a unique job in a chain.
+            ConfigError: No job was given, or a unique job in a chain; or ``connection`` is none that dejq knows, or
+                has to be awaited.
             NotSupported: ``connection=`` on a store without transactions.
             ClientStopped: The client was stopped.
             ForkedProcess: The client comes from a parent process.
         """
         if connection is not None:
-            self._refuse_connection()
+            statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
+            return _transactions.enqueue(connection, *statement)
         ids = self._native.enqueue(jobs, _cancels_rest(on_failure))
         if self._inline:
             self._native.run_inline(_threads.run_coroutine)
@@ -190,10 +203,27 @@ class Client:
         on_failure: OnFailure = "continue",
         connection: object | None = None,
     ) -> list[str]:
-        """`enqueue` for coroutines: does not block the event loop while the store answers."""
-        if self._in_process and not self._inline:
-            return self.enqueue(*jobs, on_failure=on_failure, connection=connection)
-        return await _in_thread(self.enqueue, *jobs, on_failure=on_failure, connection=connection)
+        """`enqueue` for coroutines: does not block the event loop while the store answers.
+
+        Args:
+            *jobs: As for `enqueue`.
+            on_failure: As for `enqueue`.
+            connection: As for `enqueue`, and also one of asyncpg (from a pool, too), psycopg's AsyncConnection or
+                SQLAlchemy's AsyncConnection or AsyncSession. One that blocks is used in a thread; Django's is
+                refused, for it belongs to the thread that began the transaction.
+        """
+        if connection is not None:
+            statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
+            return await _transactions.aenqueue(connection, *statement)
+        if self._inline:
+            return await _in_thread(self.enqueue, *jobs, on_failure=on_failure)
+        if self._in_process:
+            return self.enqueue(*jobs, on_failure=on_failure)
+        # Imported where a loop runs already: asyncio is half of the import time of the rest.
+        from dejq import _answers
+
+        answers = _answers.of_running_loop()
+        return await answers.wait(self._native.ask_enqueue(jobs, _cancels_rest(on_failure), answers.native))
 
     def enqueue_many(
         self,
@@ -390,9 +420,10 @@ class Client:
         self._native.cancel_job(id)
 
     def delete_finished(self, older_than: float | timedelta, *, batch: int = 1000) -> int:
-        """Deletes jobs that became final longer ago, at most `batch`; returns how many.
+        """Deletes jobs that became final longer ago, about `batch` at a time; returns how many.
 
-        Call it again while it returns `batch`. Final are finished, failed and cancelled jobs.
+        Call it again until it returns 0. Postgres deletes a whole day at once where it can, which may be more.
+        Final are finished, failed and cancelled jobs.
         """
         return self._native.delete_finished(older_than, batch)
 
@@ -439,12 +470,6 @@ class Client:
     ) -> None:
         await self.astop()
 
-    def _refuse_connection(self) -> None:
-        raise NotSupported(
-            f"enqueue(connection=…) is not possible on {self.store}: it has no transactions to join; leave it out, "
-            "and enqueue after your transaction has committed"
-        )
-
 
 def connect(url: str | None = None, **options: Any) -> Client:
     """Makes a client of the store that a URL names; see `Client` for URLs and options."""
@@ -462,6 +487,30 @@ def memory(name: str | None = None, *, inline: bool = False, **options: Any) -> 
     return Client(f"memory://{name or ''}", inline=inline or None, **options)
 
 
+def postgres(url: str, *, schema: str = "dejq", **options: Any) -> Client:
+    """Makes a client of a queue in a PostgreSQL database (13 to 18).
+
+    Args:
+        url: As libpq takes it: ``postgresql://user:password@host:5432/database?sslmode=verify-full``. What it leaves
+            out comes from the environment (``PGHOST``, ``PGPASSWORD``, ``PGPASSFILE``, …).
+        schema: Where the tables are; made by ``dejq migrate`` or `Client.migrate`.
+        **options: See `Client`.
+    """
+    return Client(url, schema=schema, **options)
+
+
+def redis(url: str = "redis://localhost", *, queue: str = "dejq", **options: Any) -> Client:
+    """Makes a client of a queue in Redis (6.2 to 8) or Valkey.
+
+    Args:
+        url: ``redis://user:password@host:6379/0``; ``rediss://`` for TLS, ``valkey://`` and ``valkeys://`` for the
+            same, ``redis+unix:///path/to/socket``. With several hosts and ``?sentinel=NAME`` the hosts are sentinels.
+        queue: Its keys begin with ``dejq:{queue}:``; any number of queues share a server.
+        **options: See `Client`.
+    """
+    return Client(url, queue=queue, **options)
+
+
 def _cancels_rest(on_failure: OnFailure) -> bool:
     if on_failure == "continue":
         return False
@@ -471,7 +520,7 @@ def _cancels_rest(on_failure: OnFailure) -> bool:
 
 
 async def _in_thread(function: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-    # Imported where a loop runs already: asyncio is half of the import time of the rest.
+    # As above.
     from asyncio import to_thread
 
     return await to_thread(function, *args, **kwargs)

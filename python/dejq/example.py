@@ -130,6 +130,7 @@ def run(url: str, folder: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="dejq-example-") as temporary, connect(url) as client:
         print(f"dejq {dejq.__version__} · {client.store} · workers: {client.workers}")
         print(f"folder     {folder}")
+        client.migrate()  # makes what the store needs; once, and in real life by `dejq migrate`
         database = create_database(Path(temporary))
         files = [File(str(path), database) for path in islice(find_files(folder), MOST_FILES)]
 

@@ -36,6 +36,37 @@ class TypeStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums since the queue was made; an attempt is counted when its handler has ended.
+
+    Attributes:
+        jobs: Jobs enqueued.
+        chains: Chains enqueued, which the original called messages; a single job is a chain of one.
+        attempts: Handlers that returned or failed.
+        failures: Attempts that failed, and jobs that failed because their workers were lost.
+        retries: Failed attempts after which another one was granted.
+        rescues: Jobs given to another worker because theirs was lost.
+        duration: How long these attempts took together, from claim to end.
+        mean: The same for one attempt; ``None`` before the first.
+        p50: Half of the attempts took at most so long. Estimated from counts by powers of two.
+        p95: The same for 95 of 100 attempts.
+        p99: The same for 99 of 100 attempts.
+    """
+
+    jobs: int
+    chains: int
+    attempts: int
+    failures: int
+    retries: int
+    rescues: int
+    duration: timedelta
+    mean: timedelta | None
+    p50: timedelta | None
+    p95: timedelta | None
+    p99: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats(TypeStats):
     """Counts of all jobs of a store.
 
@@ -43,11 +74,13 @@ class Stats(TypeStats):
         enqueued_jobs: Waiting to run: ready, scheduled and blocked together.
         by_type: The same counts for each type.
         workers: Workers that are alive.
+        totals: Sums since the queue was made, where the store keeps them (Redis).
     """
 
     enqueued_jobs: int
     by_type: Mapping[str, TypeStats]
     workers: int | None
+    totals: Totals | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

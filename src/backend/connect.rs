@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::backend::memory::{MemoryBackend, MemoryOptions};
+#[cfg(feature = "postgres")]
+use crate::backend::postgres::PostgresBackend;
+#[cfg(feature = "redis")]
+use crate::backend::redis::RedisBackend;
 use crate::error::{Error, Result};
 
 /// Settings by name, as text: from the URL's query and, overriding it, from the caller.
@@ -24,6 +28,14 @@ impl Options {
     /// Options given by the caller.
     pub fn new(given: impl IntoIterator<Item = (String, String)>) -> Self {
         Self { given: given.into_iter().collect(), known: Vec::new() }
+    }
+
+    /// Adds what a URL's query says and nobody gave yet. A plus is a plus, as it is in libpq.
+    pub fn add_query(&mut self, url: &str) {
+        let query = url.split_once('?').map_or("", |(_, query)| query).replace('+', "%2B");
+        for (name, value) in form_urlencoded::parse(query.as_bytes()).into_owned() {
+            self.given.entry(name).or_insert(value);
+        }
     }
 
     /// Takes an option that `parse` understands.
@@ -63,6 +75,15 @@ impl Options {
         })
     }
 
+    /// Takes a yes or a no.
+    pub fn take_bool(&mut self, name: &'static str) -> Result<Option<bool>> {
+        self.take(name, "true or false", |text| match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Some(true),
+            "false" | "0" | "no" | "off" => Some(false),
+            _ => None,
+        })
+    }
+
     /// # Errors
     /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) when an option is left that nobody knows.
     pub fn finish(self) -> Result<()> {
@@ -78,17 +99,21 @@ impl Options {
 /// Opens the store that `url` names, taking the options that belong to it.
 ///
 /// `memory://` is a queue of this client's own, `memory://name` one that clients of the process share; options:
-/// `max_body` (bytes, default 1 MiB), `keep_finished` (jobs, default 1,000).
+/// `max_body` (bytes, default 1 MiB), `keep_finished` (jobs, default 1,000). `postgresql://…` is a schema of a
+/// database; options: those of libpq, `schema` (default "dejq"), `max_body` (bytes, default 1 MiB), `keep_finished`
+/// (default true), `retention` (seconds that finished jobs are kept, default for ever), `listen` (default true). `redis://…` (or `valkey://`, `rediss://`
+/// and `valkeys://` for TLS, `redis+unix:///path`) is a queue in Redis or Valkey; options: `queue` (default "dejq"),
+/// `durability` (memory, aof or replicas; default memory), `replicas` (default 1), `max_body` (bytes, default 1 MiB),
+/// `keep_finished` and `keep_failed` (jobs, default 1,000 and 10,000), `allow_eviction` (default false), `username`,
+/// `password`, `db`, `sentinel`, `sentinel_username`, `sentinel_password`, `sslrootcert`, `sslcert`, `sslkey`.
 ///
 /// # Errors
 /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) for an unknown scheme or a bad option. The text never
 /// shows the URL, which may hold a password.
 pub fn connect(url: &str, options: &mut Options) -> Result<Arc<dyn Backend>> {
     let (scheme, rest) = url.split_once("://").ok_or_else(|| unknown_scheme(None))?;
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        options.given.entry(name.into_owned()).or_insert_with(|| value.into_owned());
-    }
+    let place = rest.split_once('?').map_or(rest, |(place, _)| place);
+    options.add_query(url);
     match scheme {
         "memory" => {
             let mut memory = MemoryOptions::default();
@@ -101,20 +126,36 @@ pub fn connect(url: &str, options: &mut Options) -> Result<Arc<dyn Backend>> {
             let is_named = !place.is_empty();
             Ok(if is_named { MemoryBackend::named(place, memory) } else { MemoryBackend::new(memory) })
         }
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => Ok(PostgresBackend::open(url, options)?),
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "valkey+unix" => {
+            Ok(RedisBackend::open(url, options)?)
+        }
         other => Err(unknown_scheme(Some(other))),
     }
 }
 
+const SCHEMES: &[&str] = &[
+    "memory",
+    #[cfg(feature = "postgres")]
+    "postgresql",
+    #[cfg(feature = "redis")]
+    "redis",
+    #[cfg(feature = "redis")]
+    "rediss",
+];
+
 fn unknown_scheme(scheme: Option<&str>) -> Error {
-    let known = "this build of dejq knows memory://";
+    let known = format!("this build of dejq knows {}://", SCHEMES.join("://, "));
     Error::config(match scheme {
         None => format!("a store is named by a URL like memory:// and this one has no \"://\"; {known}"),
-        Some("postgres" | "postgresql" | "redis" | "rediss" | "valkey" | "sqs") => {
+        Some("sqs") => {
             format!("the store {:?} is not part of this version yet; {known}", scheme.unwrap_or_default())
         }
         Some(scheme) => {
             let shown: String = scheme.chars().take(20).collect();
-            let meant = closest(scheme, &["memory"]).map(|meant| format!("; did you mean {meant}://?"));
+            let meant = closest(scheme, SCHEMES).map(|meant| format!("; did you mean {meant}://?"));
             format!("there is no store with the scheme {shown:?}{}; {known}", meant.unwrap_or_default())
         }
     })
@@ -163,7 +204,9 @@ mod tests {
             ("memory", "no \"://\""),
             ("memry://", "did you mean memory://?"),
             ("mysql://user:hunter2@host/db", "no store with the scheme \"mysql\""),
-            ("postgresql://user:hunter2@host/db", "not part of this version yet"),
+            ("sqs://user:hunter2@host/0", "not part of this version yet"),
+            #[cfg(feature = "postgres")]
+            ("postgrsql://user:hunter2@host/db", "did you mean postgresql://?"),
             ("memory://?max_bdy=1", "did you mean \"max_body\""),
             ("memory://?max_body=-1", "must be a whole number of at least 1"),
             ("memory://?max_body=lots", "max_body=\"lots\""),

@@ -5,6 +5,12 @@
 
 mod connect;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod remote;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 pub use connect::{Options, connect};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +45,8 @@ pub struct Leased {
     pub job: Job,
     /// Shown in `extend`, `settle` and `give_back`.
     pub token: Token,
+    /// When the store was asked: the lease lasts from then at least, and an answer that was held up makes it no longer.
+    pub since: Instant,
 }
 
 /// Names one start of one worker; never used twice.
@@ -180,6 +189,49 @@ pub struct Stats {
     pub by_type: BTreeMap<String, Counts>,
     /// Workers that are alive.
     pub workers: Option<u64>,
+    /// Sums since the store was made, where it keeps them.
+    pub totals: Option<Totals>,
+}
+
+/// Sums since a store was made. An attempt is counted when its handler has ended, or its worker was lost for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Jobs stored.
+    pub jobs: u64,
+    /// Chains stored; a single job is a chain of one.
+    pub chains: u64,
+    /// Attempts whose handler returned or failed.
+    pub attempts: u64,
+    /// Attempts that failed, and jobs that failed as "worker lost".
+    pub failures: u64,
+    /// Failed attempts after which another one was granted.
+    pub retries: u64,
+    /// Jobs given to another worker because theirs was lost.
+    pub rescues: u64,
+    /// How long these attempts took together, from claim to end.
+    pub duration: Duration,
+    /// How many of them took less than each of these times, but no less than the one before. The times grow.
+    pub durations: Vec<(Duration, u64)>,
+}
+
+impl Totals {
+    /// A time that this part of all attempts (0 to 1) took at most, estimated within the range in which it lies.
+    pub fn quantile(&self, part: f64) -> Option<Duration> {
+        let all: u64 = self.durations.iter().map(|(_, count)| count).sum();
+        let rank = part.clamp(0.0, 1.0) * all as f64;
+        let (mut below, mut from) = (0.0, Duration::ZERO);
+        for (to, count) in self.durations.iter().filter(|(_, count)| *count > 0) {
+            let count = *count as f64;
+            from = from.max(*to / 2);
+            if below + count >= rank {
+                let range = to.saturating_sub(from);
+                return Some(from + range.mul_f64(((rank - below) / count).clamp(0.0, 1.0)));
+            }
+            below += count;
+            from = *to;
+        }
+        None
+    }
 }
 
 /// Which jobs to list. Conditions are joined by *and*; results are sorted by id, which is enqueue order.
@@ -195,6 +247,15 @@ pub struct Filter {
     pub after: Option<JobId>,
     /// Most results.
     pub limit: usize,
+}
+
+/// A statement for somebody else's connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// With `{}` in the place of each value, because drivers write parameters differently.
+    pub sql: String,
+    /// Texts, in order.
+    pub values: Vec<String>,
 }
 
 /// One line of `dejq doctor`.
@@ -240,12 +301,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// id comes back in its place.
     async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<JobId>>;
 
-    /// *ready* → *running*, attempt + 1, a new token. Types are served oldest job first. Empty when `wait`
+    /// *ready* → *running*, attempt + 1, a new token. Types are served oldest job first; of
+    /// very many types a store may serve some in turn. Empty when `wait`
     /// passed or `stop` fired first.
     async fn claim(&self, want: &Claim<'_>) -> Result<Vec<Leased>>;
 
-    /// *running* → *running*, each lease renewed to last `lease` from now. One call for all leases of a worker.
-    /// Returns those that must be let go, and why.
+    /// *running* → *running*, each lease renewed to last `lease` from now. One call for all leases of a worker: a store
+    /// may renew those that it is not told about as well. Returns those that must be let go, and why.
     async fn extend(
         &self,
         worker: WorkerId,
@@ -280,6 +342,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// Creates or upgrades what the store needs; says what was done. Nothing to do by default.
     async fn migrate(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    /// What [`migrate`](Self::migrate) does, as a script for those who do it by themselves. Empty by default.
+    fn migration_script(&self) -> String {
+        String::new()
     }
 
     /// Looks for what would go wrong later.
@@ -341,6 +408,23 @@ pub trait Backend: Debug + Send + Sync + 'static {
         Err(self.cannot("cancelling a job"))
     }
 
+    /// What stores these jobs as `enqueue` does, for the caller to run in a transaction of their own. It answers with
+    /// the ids, as an array of texts.
+    fn enqueue_statement(&self, jobs: &[NewJob]) -> Result<Statement> {
+        let _ = jobs;
+        let fix =
+            "it has no transactions to join; leave it out, and enqueue after your transaction has committed";
+        Err(Error::not_supported("enqueue(connection=…)", self.guarantees().store, fix))
+    }
+
+    /// What ends an attempt as *finished*, for its handler to run in a transaction of its own: it is the end of the
+    /// attempt once that has committed. It fails when the lease is stale.
+    fn finish_statement(&self, lease: Lease) -> Result<Statement> {
+        let _ = lease;
+        let store = self.guarantees().store;
+        Err(Error::not_supported("job.finish(connection=…)", store, "it has no transactions to join"))
+    }
+
     /// Deletes jobs that became final longer ago than `older_than`, at most `batch` per call; returns how many.
     async fn delete_finished(&self, older_than: Duration, batch: usize) -> Result<u64> {
         let _ = (older_than, batch);
@@ -382,5 +466,20 @@ pub fn check_sizes(guarantees: &Guarantees, jobs: &[NewJob]) -> Result<()> {
                 ),
             ))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_lies_in_the_range_of_its_attempts() {
+        let ms = Duration::from_millis;
+        let totals = Totals { durations: vec![(ms(1), 90), (ms(2), 0), (ms(64), 10)], ..Totals::default() };
+        assert_eq!(Totals::default().quantile(0.5), None);
+        assert!(totals.quantile(0.5).is_some_and(|p50| (ms(0)..=ms(1)).contains(&p50)));
+        assert!(totals.quantile(0.95).is_some_and(|p95| (ms(32)..=ms(64)).contains(&p95)));
+        assert_eq!(totals.quantile(1.0), Some(ms(64)));
     }
 }

@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyString, PyTuple};
 
+use super::answers::Answers;
+use super::enqueue::{many_chains, one_chain, tell, with_ids};
 use super::errors::to_py;
 use super::executor::{AsyncLane, SyncLane, Table};
-use super::handler::{Called, Decoder, PyHandler};
+use super::handler::{Decoder, PyHandler};
 use super::info;
 use super::job::id_text;
-use super::pending::{PendingJob, job_type, positive};
-use super::runtime::{Process, handle, wait};
+use super::pending::{job_type, positive};
+use super::runtime::{Process, handle, wait, wait_for_server};
 use crate::backend::{Backend, Filter, Guarantees, Options, check_sizes, connect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{JobId, NewJob, OnFailure};
-use crate::log::{self, Verbosity};
-use crate::worker::{Attempt, Backoff, Flavour, HandlerSpec, Handlers, Inline, Task, Worker, WorkerConfig};
+use crate::job::{JobId, NewJob};
+use crate::worker::{Backoff, Flavour, HandlerSpec, Handlers, Worker, WorkerConfig};
 
 /// (initial seconds, factor, maximum seconds, jitter) of `dejq.Backoff`, which has checked them.
 type BackoffParts = (f64, f64, f64, f64);
@@ -37,10 +37,10 @@ pub struct Client {
     inner: Option<Inner>,
 }
 
-struct Inner {
-    backend: Arc<dyn Backend>,
+pub(super) struct Inner {
+    pub(super) backend: Arc<dyn Backend>,
     guarantees: Guarantees,
-    config: WorkerConfig,
+    pub(super) config: WorkerConfig,
     is_inline: bool,
     process: Process,
     registered: Mutex<Registered>,
@@ -48,16 +48,16 @@ struct Inner {
 }
 
 /// Handlers grow until the worker starts.
-struct Registered {
-    handlers: Handlers,
-    callables: Vec<PyHandler>,
-    started: Option<Started>,
+pub(super) struct Registered {
+    pub(super) handlers: Handlers,
+    pub(super) callables: Vec<PyHandler>,
+    pub(super) started: Option<Started>,
 }
 
 #[derive(Clone)]
-struct Started {
+pub(super) struct Started {
     worker: Arc<Worker>,
-    table: Table,
+    pub(super) table: Table,
 }
 
 impl Drop for Client {
@@ -105,13 +105,45 @@ impl Client {
         cancel_rest: bool,
     ) -> PyResult<Bound<'py, PyList>> {
         let inner = self.open_inner(py)?;
-        let mut buffer = Vec::with_capacity(256);
-        let mut chain = Vec::with_capacity(jobs.len());
-        for job in jobs.iter_borrowed() {
-            chain.push(pending(&job)?.to_new_job(py, &mut buffer)?);
-        }
-        link(py, &mut chain, cancel_rest)?;
-        inner.store(py, &chain)
+        inner.store(py, &one_chain(py, jobs, cancel_rest)?)
+    }
+
+    /// One chain, for a coroutine that finds the ids among the `answers`; returns the number of its question.
+    fn ask_enqueue(
+        &self,
+        py: Python<'_>,
+        jobs: &Bound<'_, PyTuple>,
+        cancel_rest: bool,
+        answers: &Answers,
+    ) -> PyResult<u64> {
+        let inner = self.open_inner(py)?;
+        let chain = one_chain(py, jobs, cancel_rest)?;
+        check_sizes(&inner.guarantees, &chain).map_err(|error| to_py(py, &error))?;
+        let (question, reply) = answers.ask();
+        let backend = Arc::clone(&inner.backend);
+        handle().map_err(|error| to_py(py, &error))?.spawn(async move {
+            let ids = backend.enqueue(&chain).await;
+            if let Ok(ids) = &ids {
+                tell(&chain, ids);
+            }
+            reply.send(chain, ids);
+        });
+        Ok(question)
+    }
+
+    /// One chain, for the caller to store in a transaction of their own: the statement and its values.
+    fn enqueue_statement(
+        &self,
+        py: Python<'_>,
+        jobs: &Bound<'_, PyTuple>,
+        cancel_rest: bool,
+    ) -> PyResult<(String, Vec<String>)> {
+        let inner = self.open_inner(py)?;
+        let chain = one_chain(py, jobs, cancel_rest)?;
+        let statement = check_sizes(&inner.guarantees, &chain)
+            .and_then(|()| inner.backend.enqueue_statement(&chain))
+            .map_err(|error| to_py(py, &error))?;
+        Ok((statement.sql, statement.values))
     }
 
     /// Many independent chains, all or none.
@@ -122,21 +154,7 @@ impl Client {
         cancel_rest: bool,
     ) -> PyResult<Bound<'py, PyList>> {
         let inner = self.open_inner(py)?;
-        let mut buffer = Vec::with_capacity(256);
-        let mut jobs = Vec::with_capacity(chains.len().unwrap_or(0));
-        for chain in chains.try_iter()? {
-            let chain = chain?;
-            let first = jobs.len();
-            if let Ok(single) = chain.cast::<PendingJob>() {
-                jobs.push(single.get().to_new_job(py, &mut buffer)?);
-            } else {
-                for job in chain.try_iter().map_err(|_| not_pending(&chain))? {
-                    jobs.push(pending(&job?)?.to_new_job(py, &mut buffer)?);
-                }
-                link(py, &mut jobs[first..], cancel_rest)?;
-            }
-        }
-        inner.store(py, &jobs)
+        inner.store(py, &many_chains(py, chains, cancel_rest)?)
     }
 
     /// Registers a handler. `wants` says what it takes, in order: the job (true) or the body (false).
@@ -162,7 +180,8 @@ impl Client {
             backoff: backoff.map(backoff_from),
             timeout: timeout.map(duration),
         };
-        let handler = PyHandler { callable, wants, decoder: decoder.map_or(Decoder::Plain, Decoder::Typed) };
+        let decoder = decoder.map_or(Decoder::Plain, Decoder::Typed);
+        let handler = PyHandler { callable, wants, decoder, backend: Arc::clone(&inner.backend) };
         inner.register(spec, handler).map_err(|error| to_py(py, &error))
     }
 
@@ -269,7 +288,7 @@ impl Client {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let inner = self.inner(py)?;
-        info::stats(py, &wait(py, inner.backend.stats())?)
+        info::stats(py, &inner.wait(py, inner.backend.stats())?)
     }
 
     /// Counters of the worker since it started.
@@ -280,7 +299,7 @@ impl Client {
 
     fn get_job<'py>(&self, py: Python<'py>, id: &str) -> PyResult<Bound<'py, PyAny>> {
         let inner = self.inner(py)?;
-        info::job_info(py, &wait(py, inner.backend.get(parse_id(py, id)?))?)
+        info::job_info(py, &inner.wait(py, inner.backend.get(parse_id(py, id)?))?)
     }
 
     #[pyo3(signature = (state, r#type, older_than, limit, after))]
@@ -301,7 +320,7 @@ impl Client {
             after: after.map(|id| parse_id(py, id)).transpose()?,
             limit: positive(limit, "limit")?.get() as usize,
         };
-        let jobs = wait(py, inner.backend.list(&filter))?;
+        let jobs = inner.wait(py, inner.backend.list(&filter))?;
         jobs.iter().map(|job| info::job_info(py, job)).collect()
     }
 
@@ -311,20 +330,23 @@ impl Client {
         older_than: &Bound<'py, PyAny>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let inner = self.inner(py)?;
-        let jobs = wait(py, inner.backend.unresponsive(info::age(older_than)?))?;
+        let jobs = inner.wait(py, inner.backend.unresponsive(info::age(older_than)?))?;
         jobs.iter().map(|job| info::job_info(py, job)).collect()
     }
 
     fn finish_job(&self, py: Python<'_>, id: &str) -> PyResult<()> {
-        wait(py, self.inner(py)?.backend.finish(parse_id(py, id)?))
+        let inner = self.inner(py)?;
+        inner.wait(py, inner.backend.finish(parse_id(py, id)?))
     }
 
     fn requeue_job(&self, py: Python<'_>, id: &str) -> PyResult<()> {
-        wait(py, self.inner(py)?.backend.requeue(parse_id(py, id)?))
+        let inner = self.inner(py)?;
+        inner.wait(py, inner.backend.requeue(parse_id(py, id)?))
     }
 
     fn cancel_job(&self, py: Python<'_>, id: &str) -> PyResult<()> {
-        wait(py, self.inner(py)?.backend.cancel(parse_id(py, id)?))
+        let inner = self.inner(py)?;
+        inner.wait(py, inner.backend.cancel(parse_id(py, id)?))
     }
 
     fn delete_finished(
@@ -335,19 +357,27 @@ impl Client {
     ) -> PyResult<u64> {
         let inner = self.inner(py)?;
         let batch = positive(batch, "batch")?.get() as usize;
-        wait(py, inner.backend.delete_finished(info::age(older_than)?, batch))
+        inner.wait(py, inner.backend.delete_finished(info::age(older_than)?, batch))
     }
 
     fn vacuum(&self, py: Python<'_>) -> PyResult<()> {
-        wait(py, self.inner(py)?.backend.vacuum())
+        let inner = self.inner(py)?;
+        inner.wait(py, inner.backend.vacuum())
     }
 
     fn migrate<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        info::migration(py, wait(py, self.inner(py)?.backend.migrate())?)
+        let inner = self.inner(py)?;
+        info::migration(py, inner.wait(py, inner.backend.migrate())?)
+    }
+
+    /// What `migrate` does, as SQL.
+    fn migration_script(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.inner(py)?.backend.migration_script())
     }
 
     fn check<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let findings = wait(py, self.inner(py)?.backend.check())?;
+        let inner = self.inner(py)?;
+        let findings = inner.wait(py, inner.backend.check())?;
         findings.iter().map(|finding| info::finding(py, finding)).collect()
     }
 
@@ -432,7 +462,7 @@ impl Client {
 
 impl Inner {
     /// Held for moments, and never across Python code.
-    fn registered(&self) -> MutexGuard<'_, Registered> {
+    pub(super) fn registered(&self) -> MutexGuard<'_, Registered> {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -440,14 +470,19 @@ impl Inner {
         self.registered().started.as_ref().map(|started| Arc::clone(&started.worker))
     }
 
+    /// Runs an operation of the store to its end.
+    pub(super) fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        operation: impl Future<Output = Result<T>> + Send,
+    ) -> PyResult<T> {
+        if self.guarantees.in_process { wait(py, operation) } else { wait_for_server(py, operation) }
+    }
+
     fn store<'py>(&self, py: Python<'py>, jobs: &[NewJob]) -> PyResult<Bound<'py, PyList>> {
         check_sizes(&self.guarantees, jobs).map_err(|error| to_py(py, &error))?;
-        let ids = wait(py, self.backend.enqueue(jobs))?;
-        if log::wants(Verbosity::Jobs) {
-            for (job, id) in jobs.iter().zip(&ids) {
-                log::write_about(Verbosity::Jobs, *id, &job.job_type, || format!("enqueue {}", job.job_type));
-            }
-        }
+        let ids = self.wait(py, self.backend.enqueue(jobs)).map_err(|error| with_ids(py, error, jobs))?;
+        tell(jobs, &ids);
         PyList::new(py, ids.into_iter().map(|id| id_text(py, id)))
     }
 
@@ -494,61 +529,6 @@ impl Inner {
         registered.started = Some(started.clone());
         Ok(started)
     }
-
-    fn drain(
-        &self,
-        py: Python<'_>,
-        run_coroutine: &Bound<'_, PyAny>,
-        scheduled: bool,
-        raise: bool,
-    ) -> PyResult<u64> {
-        let inline =
-            Inline::new(Arc::clone(&self.backend), self.registered().handlers.clone(), self.config.clone());
-        let mut ran = 0;
-        let mut first = None;
-        loop {
-            if scheduled {
-                wait(py, self.backend.promote())?;
-            }
-            let Some(task) = wait(py, inline.next())? else { break };
-            let called = self.call(py, &task, run_coroutine);
-            // Cloned for the caller before it becomes plain text for the store.
-            if let Called::Raised(error) = &called
-                && raise
-                && first.is_none()
-            {
-                first = Some(error.clone_ref(py));
-            }
-            let attempt = match called.into_attempt(py) {
-                // Whoever gets the exception decides; no retry behind their back.
-                Attempt::Failed(failure) | Attempt::Retry { failure, .. } if raise => {
-                    Attempt::Discarded(failure)
-                }
-                attempt => attempt,
-            };
-            wait(py, inline.ended(&task, attempt))?;
-            ran += 1;
-        }
-        wait(py, inline.leave())?;
-        first.map_or(Ok(ran), Err)
-    }
-
-    fn call(&self, py: Python<'_>, task: &Arc<Task>, run_coroutine: &Bound<'_, PyAny>) -> Called {
-        let (callable, is_async) = {
-            let registered = self.registered();
-            let index = task.handler as usize;
-            let callables =
-                registered.started.as_ref().map_or(&registered.callables, |started| &*started.table);
-            (callables[index].clone_ref(py), registered.handlers.get(task.handler).flavour == Flavour::Async)
-        };
-        if !is_async {
-            return callable.run(py, task);
-        }
-        match callable.call(py, task).and_then(|coroutine| run_coroutine.call1((coroutine,))) {
-            Ok(_) => Called::Returned,
-            Err(error) => Called::Raised(error),
-        }
-    }
 }
 
 fn stopped() -> Error {
@@ -569,20 +549,4 @@ fn backoff_from((initial, factor, maximum, jitter): BackoffParts) -> Backoff {
 
 fn parse_id(py: Python<'_>, id: &str) -> PyResult<JobId> {
     id.parse().map_err(|error| to_py(py, &error))
-}
-
-fn link(py: Python<'_>, chain: &mut [NewJob], cancel_rest: bool) -> PyResult<()> {
-    let on_failure = if cancel_rest { OnFailure::Cancel } else { OnFailure::Continue };
-    NewJob::link(chain, on_failure).map_err(|error| to_py(py, &error))
-}
-
-fn pending<'a>(job: &'a Bound<'_, PyAny>) -> PyResult<&'a PendingJob> {
-    job.cast::<PendingJob>().map(Bound::get).map_err(|_| not_pending(job))
-}
-
-fn not_pending(job: &Bound<'_, PyAny>) -> PyErr {
-    let name = job.get_type().name().map_or_else(|_| "object".to_owned(), |name| name.to_string());
-    PyTypeError::new_err(format!(
-        "a PendingJob is expected, not {name}; write PendingJob(\"type\", body), or use the .job(body) of a handler"
-    ))
 }

@@ -1,18 +1,13 @@
 //! What runs handlers: threads for plain ones, an event loop for `async def`. Both are Python's own threads
 //! (`dejq/_threads.py`), attached once for life; the runtime's threads never call Python.
 
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 
-use super::errors::to_py;
+use super::bell::Bell;
 use super::handler::{Called, PyHandler};
 use super::runtime::Process;
-use crate::error::{Error, ErrorKind};
 use crate::worker::{Cancel, Task, Worker};
 
 /// After this many jobs in a row a thread offers the interpreter to the others: a handler that is no Python
@@ -61,38 +56,20 @@ impl SyncLane {
 }
 
 /// The lane of `async def` handlers, as its event loop sees it.
-///
-/// The runtime wakes the loop by a byte in a socket, which needs no interpreter; a burst costs one byte.
 #[pyclass(frozen, module = "dejq._native")]
 pub struct AsyncLane {
     worker: Arc<Worker>,
     table: Table,
     lane: usize,
-    reader: UnixStream,
-    is_woken: Arc<AtomicBool>,
+    bell: Bell,
 }
 
 impl AsyncLane {
     pub fn new(py: Python<'_>, worker: Arc<Worker>, table: Table, lane: usize) -> PyResult<Self> {
-        let failed = |error: std::io::Error| {
-            let error = Error::new(ErrorKind::Unavailable, "no socket for the event loop").with_source(error);
-            to_py(py, &error)
-        };
-        let (reader, writer) = UnixStream::pair().map_err(failed)?;
-        reader.set_nonblocking(true).map_err(failed)?;
-        writer.set_nonblocking(true).map_err(failed)?;
-        let is_woken = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&is_woken);
-        worker.set_waker(
-            lane,
-            Box::new(move || {
-                if !flag.swap(true, Ordering::SeqCst) {
-                    // A full socket holds a byte already, and that is all it is for.
-                    let _ = (&writer).write(&[1]);
-                }
-            }),
-        );
-        Ok(Self { worker, table, lane, reader, is_woken })
+        let bell = Bell::new(py)?;
+        let rope = bell.rope();
+        worker.set_waker(lane, Box::new(move || rope.pull()));
+        Ok(Self { worker, table, lane, bell })
     }
 }
 
@@ -100,7 +77,7 @@ impl AsyncLane {
 impl AsyncLane {
     /// Becomes readable when there is something to `take`, something to cancel, or the worker has stopped.
     fn fileno(&self) -> i32 {
-        self.reader.as_raw_fd()
+        self.bell.fileno()
     }
 
     /// Handlers to run at once.
@@ -111,8 +88,7 @@ impl AsyncLane {
 
     /// The loop is awake. Called before it looks at anything, so that what comes in between wakes it again.
     fn woken(&self) {
-        let _ = (&self.reader).read(&mut [0; 8]);
-        self.is_woken.store(false, Ordering::SeqCst);
+        self.bell.heard();
     }
 
     /// The next tasks, at most so many.

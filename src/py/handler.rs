@@ -14,6 +14,7 @@ use super::call::{FreshContext, call_user_code};
 use super::errors::class;
 use super::job::{Job, parse};
 use super::pending::seconds;
+use crate::backend::Backend;
 use crate::job::Failure;
 use crate::worker::{Attempt, Task};
 
@@ -31,6 +32,8 @@ pub struct PyHandler {
     /// What it takes, in order: the job (true) or the body (false).
     pub wants: Vec<bool>,
     pub decoder: Decoder,
+    /// Where its jobs come from.
+    pub backend: Arc<dyn Backend>,
 }
 
 impl PyHandler {
@@ -40,7 +43,8 @@ impl PyHandler {
             Decoder::Plain => Decoder::Plain,
             Decoder::Typed(decode) => Decoder::Typed(decode.clone_ref(py)),
         };
-        Self { callable: self.callable.clone_ref(py), wants: self.wants.clone(), decoder }
+        let backend = Arc::clone(&self.backend);
+        Self { callable: self.callable.clone_ref(py), wants: self.wants.clone(), decoder, backend }
     }
 }
 
@@ -55,7 +59,8 @@ impl PyHandler {
     /// Calls the handler; a coroutine function only makes its coroutine here.
     pub fn call<'py>(&self, py: Python<'py>, task: &Arc<Task>) -> PyResult<Bound<'py, PyAny>> {
         let callable = self.callable.bind(py);
-        let job = || Bound::new(py, Job::new(Arc::clone(task))).map(Bound::into_any);
+        let job =
+            || Bound::new(py, Job::new(Arc::clone(task), Arc::clone(&self.backend))).map(Bound::into_any);
         match self.wants[..] {
             [true] => call_user_code(callable, &[job()?]),
             [false] => call_user_code(callable, &[self.body(py, task)?]),

@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyModule};
 
 use super::job::{id_text, utc};
 use super::pending::headers_dict;
-use crate::backend::{Counts, Finding, Level, Stats};
+use crate::backend::{Counts, Finding, Level, Stats, Totals};
 use crate::job::JobInfo;
 use crate::worker::StopReport;
 
@@ -28,7 +28,25 @@ pub fn stats<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<'py, PyAny>>
     fields.set_item("enqueued_jobs", waiting.into_iter().flatten().sum::<u64>())?;
     fields.set_item("by_type", by_type)?;
     fields.set_item("workers", stats.workers)?;
+    fields.set_item("totals", stats.totals.as_ref().map(|all| totals(py, all)).transpose()?)?;
     make(py, "Stats", &fields)
+}
+
+fn totals<'py>(py: Python<'py>, totals: &Totals) -> PyResult<Bound<'py, PyAny>> {
+    let fields = PyDict::new(py);
+    fields.set_item("jobs", totals.jobs)?;
+    fields.set_item("chains", totals.chains)?;
+    fields.set_item("attempts", totals.attempts)?;
+    fields.set_item("failures", totals.failures)?;
+    fields.set_item("retries", totals.retries)?;
+    fields.set_item("rescues", totals.rescues)?;
+    fields.set_item("duration", totals.duration)?;
+    fields
+        .set_item("mean", (totals.attempts > 0).then(|| totals.duration.div_f64(totals.attempts as f64)))?;
+    fields.set_item("p50", totals.quantile(0.5))?;
+    fields.set_item("p95", totals.quantile(0.95))?;
+    fields.set_item("p99", totals.quantile(0.99))?;
+    make(py, "Totals", &fields)
 }
 
 fn counted<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {

@@ -9,7 +9,7 @@ use pyo3::types::{PyBytes, PyDateTime, PyDict, PyString, PyTzInfo};
 
 use super::errors::{class, to_py};
 use super::pending::headers_dict;
-use crate::error::Error;
+use crate::backend::Backend;
 use crate::job::{self, JobId, unix_ms};
 use crate::worker::{Cancel, Task};
 
@@ -18,11 +18,12 @@ use crate::worker::{Cancel, Task};
 pub struct Job {
     task: Arc<Task>,
     body: PyOnceLock<Py<PyAny>>,
+    backend: Arc<dyn Backend>,
 }
 
 impl Job {
-    pub fn new(task: Arc<Task>) -> Self {
-        Self { task, body: PyOnceLock::new() }
+    pub fn new(task: Arc<Task>, backend: Arc<dyn Backend>) -> Self {
+        Self { task, body: PyOnceLock::new(), backend }
     }
 
     fn job(&self) -> &job::Job {
@@ -92,14 +93,27 @@ impl Job {
         DECODE.import(py, "dejq._typed", "decode")?.call1((self.r#type(), raw, to))
     }
 
-    /// Finishing inside the caller's transaction needs a store with transactions.
     #[pyo3(signature = (*, connection))]
-    #[allow(clippy::unused_self)] // a method of the public class, refused until such a store exists
-    fn finish(&self, py: Python<'_>, connection: &Bound<'_, PyAny>) -> PyResult<()> {
-        let _ = connection;
-        let error =
-            Error::not_supported("job.finish(connection=…)", "this store", "it has no transactions to join");
-        Err(to_py(py, &error))
+    fn finish(slf: &Bound<'_, Self>, connection: &Bound<'_, PyAny>) -> PyResult<()> {
+        static FINISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        FINISH.import(slf.py(), "dejq._transactions", "finish")?.call1((slf, connection)).map(|_| ())
+    }
+
+    #[pyo3(signature = (*, connection))]
+    fn afinish<'py>(slf: &Bound<'py, Self>, connection: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        static AFINISH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        AFINISH.import(slf.py(), "dejq._transactions", "afinish")?.call1((slf, connection))
+    }
+
+    /// The statement that finishes the job, and its values.
+    fn _finish_statement(&self, py: Python<'_>) -> PyResult<(String, Vec<String>)> {
+        let statement = self.backend.finish_statement(self.task.lease).map_err(|error| to_py(py, &error))?;
+        Ok((statement.sql, statement.values))
+    }
+
+    /// The statement has been run.
+    fn _finishes_itself(&self) {
+        self.task.finish_in_transaction();
     }
 
     /// Without the body, which may hold what must not be logged.

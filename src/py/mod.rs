@@ -3,9 +3,13 @@
 //! Three rules keep it free of deadlocks. Only Python's own threads attach to the interpreter. It is released
 //! before anything that can wait. No Python code runs, and no Python object is dropped, under a Rust lock.
 
+mod answers;
+mod bell;
 mod call;
 mod client;
+mod drain;
 mod encode;
+mod enqueue;
 mod errors;
 mod executor;
 mod handler;
@@ -20,6 +24,8 @@ use pyo3::prelude::*;
 /// The extension module.
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    use super::answers::Answers;
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]

@@ -5,7 +5,7 @@
 //! what is made there gets a runtime of its own.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -84,7 +84,7 @@ pub fn handle() -> Result<Handle> {
     let started = Builder::new_multi_thread()
         .worker_threads(if cores >= 4 { 2 } else { 1 })
         .thread_name("dejq-io")
-        .enable_time()
+        .enable_all()
         .build()
         .map_err(|error| {
             Error::new(ErrorKind::Unavailable, "the runtime could not be started: no more threads")
@@ -104,6 +104,22 @@ pub fn wait<T: Send>(py: Python<'_>, future: impl Future<Output = Result<T>> + S
     if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
         return result.map_err(|error| to_py(py, &error));
     }
+    go_on(py, future)
+}
+
+/// [`wait`] for a store that answers over a network: there is no hope for the first poll, and the runtime must be
+/// around it.
+pub fn wait_for_server<T: Send>(
+    py: Python<'_>,
+    future: impl Future<Output = Result<T>> + Send,
+) -> PyResult<T> {
+    go_on(py, pin!(future))
+}
+
+fn go_on<T: Send>(
+    py: Python<'_>,
+    mut future: Pin<&mut (impl Future<Output = Result<T>> + Send)>,
+) -> PyResult<T> {
     let handle = handle().map_err(|error| to_py(py, &error))?;
     loop {
         let answer =

@@ -57,7 +57,7 @@ impl Inline {
 
     /// Stores how a task ended, by the same rules as the worker.
     pub async fn ended(&self, task: &Task, attempt: Attempt) -> Result<()> {
-        let outcome = outcome(attempt, &task.job, self.handlers.get(task.handler), &self.config);
+        let outcome = outcome(attempt, task, self.handlers.get(task.handler), &self.config);
         let next = HandOff { worker: self.id, types: &[], lease: LEASE };
         self.backend.settle(&[Settled { lease: task.lease, outcome }], &next).await?;
         Ok(())

@@ -2,15 +2,15 @@
 //! that a handler could hold.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::time::{MissedTickBehavior, interval_at};
 
-use super::Shared;
 use super::counters::count;
 use super::task::{Cancel, Task};
+use super::{Shared, WorkerConfig};
 use crate::backend::{HandOff, Lease, Outcome, Revocation, Settled};
 use crate::error::ErrorKind;
 use crate::job::Failure;
@@ -38,12 +38,43 @@ async fn keep(shared: &Shared) {
     }
 }
 
+/// How the beats of this worker get through. A worker that missed one itself takes no other for dead: the store may have been
+/// away for all of them, and each gets a lease to come back in.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    /// When the last beat that got through was sent.
+    last: AtomicU64,
+    /// Until then nobody is rescued.
+    hold: AtomicU64,
+}
+
+impl Pulse {
+    fn beat(&self, sent: u64, config: &WorkerConfig) {
+        let last = self.last.swap(sent, Ordering::Relaxed);
+        // Once per lease: a store that is always slow must not keep lost jobs for ever.
+        if sent - last > Self::missed_one(config) && self.hold.load(Ordering::Relaxed) <= sent {
+            self.hold.store(sent + config.lease().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// May this worker judge others?
+    pub fn is_steady(&self, now: u64, config: &WorkerConfig) -> bool {
+        let last = self.last.load(Ordering::Relaxed);
+        now >= self.hold.load(Ordering::Relaxed) && now.saturating_sub(last) <= Self::missed_one(config)
+    }
+
+    fn missed_one(config: &WorkerConfig) -> u64 {
+        2 * config.heartbeat.as_nanos() as u64
+    }
+}
+
 /// One beat; false when the store did not answer.
 async fn beat(shared: &Shared) -> bool {
     let tasks: Vec<Arc<Task>> =
         shared.in_hand.all().into_iter().filter(|task| task.cancelled() != Cancel::Lost).collect();
     let leases: Vec<Lease> = tasks.iter().map(|task| task.lease).collect();
     // The store counts from when it acts, which is later: our own idea of the end is the earlier one.
+    let sent = shared.clock.now();
     let until = shared.clock.after(shared.config.lease());
     let again = shared.config.heartbeat / RETRIES_PER_BEAT;
     let mut extend = shared.backend.extend(shared.id, &leases, shared.config.lease());
@@ -61,6 +92,7 @@ async fn beat(shared: &Shared) -> bool {
             return false;
         }
     };
+    shared.pulse.beat(sent, &shared.config);
     count(&shared.counters.beats, 1);
     count(&shared.counters.extended, leases.len() - revoked.len());
     log::write(Verbosity::Beats, None, || {
@@ -71,6 +103,8 @@ async fn beat(shared: &Shared) -> bool {
     // What has ended meanwhile is left alone: its end may have been stored before the beat.
     for task in tasks.into_iter().filter(|task| !task.has_ended()) {
         match revoked.get(&task.lease) {
+            // Ended by its own handler's transaction, it is lost as it should be, and its handler may go on in peace.
+            Some(Revocation::Lost) if task.finishes_itself() => continue,
             Some(Revocation::Lost) => {
                 if cancel(shared, &task, Cancel::Lost) {
                     log::write(Verbosity::Errors, Some(&task.job), || {

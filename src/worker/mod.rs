@@ -46,6 +46,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::counters::count;
+use self::keeper::Pulse;
 use self::lane::Lane;
 use self::outbox::{Ended, Outbox};
 use self::supervise::supervise;
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     outbox: Outbox,
     counters: Counters,
     clock: Clock,
+    pulse: Pulse,
     /// Handlers whose job is over although they have not returned.
     stuck: AtomicUsize,
     /// Fired whenever tasks leave the worker; stop waits for the last one.
@@ -121,6 +123,7 @@ impl Worker {
             outbox: Outbox::default(),
             counters: Counters::default(),
             clock: Clock::start(),
+            pulse: Pulse::default(),
             stuck: AtomicUsize::new(0),
             emptied: Notify::new(),
             stopping: CancellationToken::new(),
@@ -265,7 +268,6 @@ impl Shared {
     /// not started any more, but given back.
     fn accept(&self, leased: Vec<Leased>) -> Vec<Leased> {
         let is_stopping = self.stopping.is_cancelled();
-        let lease_until = self.clock.after(self.config.lease());
         let mut unknown = Vec::new();
         let mut tasks: Vec<Vec<Arc<Task>>> = self.lanes.iter().map(|_| Vec::new()).collect();
         let mut last: Option<(JobType, u32, usize)> = None;
@@ -282,6 +284,7 @@ impl Shared {
                 None => unknown.push(job),
                 Some((_, handler, lane)) => {
                     log::write(Verbosity::Jobs, Some(&job.job), || format!("dequeue {}", job.job.job_type));
+                    let lease_until = self.clock.at(job.since + self.config.lease());
                     let task = Task::new(job, *handler, *lane, lease_until);
                     if is_stopping {
                         task.cancel(Cancel::Stopping);

@@ -19,6 +19,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => return,
         }
         pause = every.mul_f64(0.8 + 0.4 * fastrand::f64());
+        if !shared.pulse.is_steady(shared.clock.now(), &shared.config) {
+            continue;
+        }
         match shared.backend.rescue(shared.config.max_rescues).await {
             Ok(Rescued { requeued: 0, failed: 0 }) => backoff.reset(),
             Ok(rescued) => {

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::{HandlerSpec, WorkerConfig};
+use super::{HandlerSpec, Task, WorkerConfig};
 use crate::backend::Outcome;
-use crate::job::{Failure, Job};
+use crate::job::Failure;
 
 /// How one call of a handler ended, as its executor saw it.
 #[derive(Debug)]
@@ -56,8 +56,17 @@ impl Backoff {
     }
 }
 
-/// The outcome to store after an attempt of `job`: the nearest limit counts, of the job, its handler, the worker.
-pub fn outcome(ended: Attempt, job: &Job, handler: &HandlerSpec, config: &WorkerConfig) -> Outcome {
+/// The outcome to store after an attempt of a task: the nearest limit counts, of the job, its handler, the worker.
+pub fn outcome(ended: Attempt, task: &Task, handler: &HandlerSpec, config: &WorkerConfig) -> Outcome {
+    let job = &task.job;
+    let ended = match ended {
+        // Stored only when the job is still there, which shows that the transaction has come to nothing.
+        Attempt::Finished if task.finishes_itself() => Attempt::Failed(Failure::new(
+            "not committed",
+            "job.finish(connection=…) was called, and its transaction was not committed when the handler returned",
+        )),
+        ended => ended,
+    };
     let limit = job.max_attempts.or(handler.max_attempts).or(config.max_attempts);
     let backoff = handler.backoff.as_ref().unwrap_or(&config.backoff);
     decide(ended, job.attempt, limit, backoff, fastrand::f64())

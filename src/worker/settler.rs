@@ -22,7 +22,16 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.ended.cancelled() => return,
         };
         measure(&shared, &batch, &mut last);
-        settle(&shared, batch).await;
+        // Their handlers' own transactions may still be open, and hold what the store would write: nobody else waits for that.
+        let (apart, batch): (Vec<Ended>, Vec<Ended>) =
+            batch.into_iter().partition(|ended| ended.task.finishes_itself());
+        if !apart.is_empty() {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move { settle(&shared, apart).await });
+        }
+        if !batch.is_empty() {
+            settle(&shared, batch).await;
+        }
     }
 }
 
@@ -77,7 +86,10 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
     let mut lost = reply.lost.iter().copied().peekable();
     for (place, entry) in settled.iter().enumerate() {
         let task = &held.tasks[places[place]];
-        if lost.next_if_eq(&place).is_some() {
+        let is_lost = lost.next_if_eq(&place).is_some();
+        if is_lost && task.finishes_itself() {
+            tell(shared, task, &Outcome::Finished);
+        } else if is_lost {
             count(&shared.counters.lost, 1);
             log::write(Verbosity::Errors, Some(&task.job), || {
                 format!(
@@ -106,6 +118,8 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
     }
     let has_failed = !matches!(attempt, Attempt::Finished);
     let attempt = match task.cancelled() {
+        // The store has told a beat that the job is over: its transaction has committed.
+        Cancel::Lost if task.finishes_itself() => Attempt::Finished,
         Cancel::Lost => return Report::Nothing,
         Cancel::Stuck => {
             shared.stuck.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
@@ -119,7 +133,7 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
         }
         _ => attempt,
     };
-    Report::Settle(outcome(attempt, &task.job, shared.handlers.get(task.handler), &shared.config))
+    Report::Settle(outcome(attempt, task, shared.handlers.get(task.handler), &shared.config))
 }
 
 /// Tries until the store has answered: the call is guarded by tokens and may be repeated. `None` when it never

@@ -1,6 +1,6 @@
 //! A job in the hands of this worker, queued or running, and the set of all of them.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +59,7 @@ pub struct Task {
     started: AtomicU64,
     /// Nanoseconds since the worker's epoch.
     lease_until: AtomicU64,
+    finishes_itself: AtomicBool,
 }
 
 impl Task {
@@ -75,6 +76,7 @@ impl Task {
             slot: AtomicU32::new(NONE),
             started: AtomicU64::new(0),
             lease_until: AtomicU64::new(lease_until),
+            finishes_itself: AtomicBool::new(false),
         }
     }
 
@@ -95,6 +97,15 @@ impl Task {
             replaces.then_some(reason as u8)
         };
         self.cancel.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set).is_ok()
+    }
+
+    /// The handler has asked the store, in a transaction of its own, to finish the job.
+    pub fn finish_in_transaction(&self) {
+        self.finishes_itself.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn finishes_itself(&self) -> bool {
+        self.finishes_itself.load(Ordering::Relaxed)
     }
 
     /// The handler has returned; only its report is still on its way.
@@ -145,6 +156,10 @@ impl Clock {
 
     pub fn now(self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
+    }
+
+    pub fn at(self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.epoch).as_nanos() as u64
     }
 
     pub fn after(self, duration: Duration) -> u64 {

@@ -32,6 +32,41 @@ for_every_backend! {
         assert_eq!(started, enqueued);
     }
 
+    async fn a_claim_for_very_many_types_takes_the_jobs_of_all_and_each_type_in_order(queue: TestQueue) {
+        let names: Vec<String> = (0..100).map(|n| format!("t{n}")).collect();
+        let types: Vec<&str> = names.iter().map(String::as_str).collect();
+        // Few types have many jobs, many have few.
+        let jobs: Vec<NewJob> = (0..400).map(|n| job(types[n * n % 100])).collect();
+        let mut enqueued = queue.put(&jobs).await;
+        let mut taken = Vec::new();
+        while taken.len() < enqueued.len() {
+            let some = queue.claim(&types, 7).await;
+            assert!((1..=7).contains(&some.len()), "{} jobs", some.len());
+            taken.extend(some);
+        }
+        assert_eq!(queue.claim(&types, 7).await.len(), 0);
+        for name in types {
+            let of_type: Vec<_> = taken.iter().filter(|leased| leased.job.job_type.as_str() == name).collect();
+            assert!(of_type.is_sorted_by_key(|leased| leased.job.id), "{name}");
+        }
+        let mut taken = ids(&taken);
+        taken.sort_unstable();
+        enqueued.sort_unstable();
+        assert_eq!(taken, enqueued);
+    }
+
+    async fn a_claim_finds_what_another_client_has_brought_back_in_front_of_what_it_took(queue: TestQueue) {
+        let enqueued = queue.put(&[job("a"), job("a"), job("a"), job("a")]).await;
+        let other = queue.other_client();
+        let first = other.take("a").await;
+        queue.claim(&["a"], 1).await;
+        queue.claim(&["a"], 1).await;
+        other.give_back(&[first]).await;
+        assert_eq!(queue.claim(&["a"], 10).await.len(), 2);
+        queue.assert_none_ready("a").await;
+        queue.assert_state(enqueued[0], State::Running).await;
+    }
+
     async fn a_claim_takes_only_types_that_it_asks_for(queue: TestQueue) {
         let other = queue.enqueue("other").await;
         let mine = queue.enqueue("mine").await;
@@ -72,6 +107,7 @@ for_every_backend! {
     }
 
     async fn a_claim_returns_what_is_there_without_waiting_for_more(queue: TestQueue) {
+        let queue = queue.in_real_time();
         queue.enqueue("a").await;
         let start = Instant::now();
         assert_eq!(queue.claim_until(&["a"], 10, LONG, &CancellationToken::new()).await.len(), 1);
@@ -121,6 +157,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_at_once_when_a_job_is_enqueued(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let claiming = queue.start_claim("a", LONG).await;
         let start = Instant::now();
         let id = queue.enqueue("a").await;
@@ -129,6 +166,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_at_once_when_it_is_stopped(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let claiming = queue.start_claim("a", LONG).await;
         let start = Instant::now();
         claiming.stop.cancel();
@@ -137,6 +175,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_was_stopped_before_does_not_wait(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let stop = CancellationToken::new();
         stop.cancel();
         let start = Instant::now();
@@ -145,12 +184,14 @@ for_every_backend! {
     }
 
     async fn a_claim_waits_as_long_as_it_was_told_and_no_longer(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let start = Instant::now();
         assert_eq!(queue.claim_until(&["a"], 1, 5, &CancellationToken::new()).await.len(), 0);
         assert_eq!(queue.ticks_since(start), 5);
     }
 
     async fn a_claim_that_waits_is_not_ended_by_a_job_of_another_type(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let start = Instant::now();
         let claiming = queue.start_claim("a", 5).await;
         let mut others = vec![queue.enqueue("other").await];
@@ -162,14 +203,16 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_when_a_delayed_job_becomes_due(queue: TestQueue) {
-        queue.put(&[NewJob { delay: queue.ticks(6), ..job("a") }]).await;
+        let queue = queue.in_real_time();
         let start = Instant::now();
+        queue.put(&[NewJob { delay: queue.ticks(6), ..job("a") }]).await;
         let claiming = queue.start_claim("a", LONG).await;
         assert_eq!(claiming.end().await.len(), 1);
         assert_eq!(queue.ticks_since(start), 6);
     }
 
     async fn a_claim_that_waits_learns_of_a_delayed_job_enqueued_meanwhile(queue: TestQueue) {
+        let queue = queue.in_real_time();
         queue.put(&[NewJob { delay: queue.ticks(100), ..job("a") }]).await;
         let claiming = queue.start_claim("a", LONG).await;
         let start = Instant::now();
@@ -179,14 +222,17 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_when_a_retry_becomes_due(queue: TestQueue) {
+        let queue = queue.in_real_time();
         queue.enqueue("a").await;
-        queue.retry(&queue.take("a").await, 6).await;
+        let taken = queue.take("a").await;
         let start = Instant::now();
+        queue.retry(&taken, 6).await;
         assert_eq!(queue.start_claim("a", LONG).await.end().await.len(), 1);
         assert_eq!(queue.ticks_since(start), 6);
     }
 
     async fn a_claim_that_waits_ends_at_once_when_a_job_is_given_back(queue: TestQueue) {
+        let queue = queue.in_real_time();
         queue.enqueue("a").await;
         let taken = queue.take("a").await;
         let claiming = queue.other_worker().start_claim("a", LONG).await;
@@ -197,6 +243,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_at_once_when_a_job_is_rescued(queue: TestQueue) {
+        let queue = queue.in_real_time();
         queue.enqueue("a").await;
         queue.take("a").await;
         let claiming = queue.other_worker().start_claim("a", LONG).await;
@@ -208,6 +255,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_at_once_when_the_job_before_ends(queue: TestQueue) {
+        let queue = queue.in_real_time();
         queue.enqueue_chain(["a", "b"]).await;
         let taken = queue.take("a").await;
         let claiming = queue.other_worker().start_claim("b", LONG).await;
@@ -219,6 +267,7 @@ for_every_backend! {
 
     /// The job before was to be cancelled, and its worker died instead of answering.
     async fn a_claim_that_waits_ends_at_once_when_a_lost_job_is_cancelled(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let Some(operator) = queue.operator().await else { return };
         let [a, b] = queue.enqueue_chain(["a", "b"]).await;
         queue.take("a").await;
@@ -232,6 +281,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_at_once_when_an_operator_requeues_a_job(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let Some(operator) = queue.operator().await else { return };
         let id = queue.enqueue("a").await;
         queue.fail(&queue.take("a").await).await;
@@ -243,6 +293,7 @@ for_every_backend! {
     }
 
     async fn of_two_claims_that_wait_one_gets_the_job_and_the_other_goes_on_waiting(queue: TestQueue) {
+        let queue = queue.in_real_time();
         let claims = [queue.start_claim("a", LONG).await, queue.other_worker().start_claim("a", LONG).await];
         let mut expected = [queue.enqueue("a").await, JobId::generate()];
         queue.pass(1).await;

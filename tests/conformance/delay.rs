@@ -94,6 +94,7 @@ for_every_backend! {
     }
 
     async fn a_claim_that_waits_ends_at_once_when_jobs_are_made_ready(queue: TestQueue) {
+        let queue = queue.in_real_time();
         if queue.operator().await.is_none() {
             return;
         }

@@ -24,6 +24,12 @@ macro_rules! for_every_backend {
 
             #[tokio::test(start_paused = true)]
             async fn memory() { behaviour(TestQueue::open(Store::Memory).await).await }
+
+            #[tokio::test]
+            async fn postgres() { behaviour(TestQueue::open(Store::Postgres).await).await }
+
+            #[tokio::test]
+            async fn redis() { behaviour(TestQueue::open(Store::Redis).await).await }
         }
     )*};
 }

@@ -188,7 +188,10 @@ impl Pair {
             }
             Op::Settle { ends, hand_over } => self.settle(ends, hand_over).await,
             Op::Beat { leases } => {
-                let leases = self.some_leases(leases);
+                // All that the worker holds, and some that it has lost.
+                let mut leases = self.some_leases(leases);
+                leases.retain(|lease| self.reference.held(*lease).is_none());
+                leases.extend(self.leases.iter().filter(|lease| self.reference.held(**lease).is_some()));
                 let told = self.queue.beat(&leases).await;
                 let mut expected = Vec::new();
                 for lease in leases {
@@ -417,8 +420,7 @@ for_every_backend! {
         }
         let is_slow = std::env::var("DEJQ_MODEL").is_ok_and(|value| value == "slow");
         let mut runner = TestRunner::deterministic();
-        // A store with a server needs real time.
-        let mut cases = if queue.backend.guarantees().in_process { 500 } else { 10 };
+        let mut cases = if queue.backend.guarantees().in_process { 500 } else { 25 };
         if is_slow {
             runner = TestRunner::new(Config::default());
             cases *= 100;

@@ -108,7 +108,7 @@ for_every_backend! {
             queue.settle(&taken, outcome, &[]).await;
             let info = operator.get(id).await.unwrap();
             let started_at = info.started_at.unwrap();
-            let waited = started_at.duration_since(taken.job.enqueued_at).unwrap();
+            let waited = started_at.duration_since(info.job.enqueued_at).unwrap();
             let ran = info.finished_at.unwrap().duration_since(started_at).unwrap();
             assert!((queue.ticks(2)..queue.ticks(3)).contains(&waited), "waited {waited:?}");
             assert!((queue.ticks(3)..queue.ticks(4)).contains(&ran), "ran {ran:?}");

@@ -1,9 +1,10 @@
 //! Numbers that add up, whatever happened to the jobs.
 
 use dejq::backend::Outcome;
-use dejq::job::{NewJob, OnFailure, State};
+use dejq::error::ErrorKind;
+use dejq::job::{JobId, NewJob, OnFailure, State};
 
-use crate::support::{LEASE, chain, failure, job};
+use crate::support::{LEASE, assert_refused, chain, failure, job};
 
 for_every_backend! {
     async fn an_empty_store_counts_nothing(queue: TestQueue) {
@@ -133,6 +134,23 @@ for_every_backend! {
         queue.take("a").await;
         let told = ages(queue.backend.stats().await.unwrap());
         assert_eq!((told[0], told[1]), (told[2], None));
+    }
+
+    async fn what_operators_are_refused_changes_no_count(queue: TestQueue) {
+        let Some(operator) = queue.operator().await else { return };
+        let id = JobId::generate();
+        for verb in 0..3 {
+            queue.put(&[NewJob { delay: queue.ticks(1), ..job("a") }]).await;
+            queue.pass(2).await;
+            // The first to look after its time has come.
+            let refused = match verb {
+                0 => operator.finish(id).await,
+                1 => operator.cancel(id).await,
+                _ => operator.requeue(id).await,
+            };
+            assert_refused(refused, &ErrorKind::UnknownJob, id);
+            queue.assert_counts(&[(State::Ready, verb + 1)]).await;
+        }
     }
 
     async fn workers_are_counted_while_they_are_alive(queue: TestQueue) {

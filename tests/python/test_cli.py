@@ -15,13 +15,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
+from psycopg import sql
 
 import dejq
 from dejq import cli, testing
 from dejq.cli.flags import fill_in, make_parser, seconds
 from dejq.cli.talk import scrub
+
+pytest_plugins = ["python.postgres"]
 
 SECONDS = 60.0
 VERBS = ("worker", "migrate", "stats", "enqueue", "doctor", "bench", "example")
@@ -659,7 +664,7 @@ def test_stats_as_json_have_a_key_for_every_field_of_stats(run: Run) -> None:
     found = json.loads(ran.out)
     names = {name.replace("oldest_ready", "oldest_ready_s") for name in dejq.Stats.__dataclass_fields__}
     assert set(found) == names
-    assert set(found["by_type"]["email:v1"]) == names - {"by_type", "enqueued_jobs", "workers"}
+    assert set(found["by_type"]["email:v1"]) == names - {"by_type", "enqueued_jobs", "workers", "totals"}
     assert (found["enqueued_jobs"], found["by_type"]["email:v1"]["ready"]) == (1, 1)
     assert found["oldest_ready_s"] >= 0
 
@@ -851,7 +856,7 @@ def test_the_doctor_as_json_is_a_list_of_findings(run: Run) -> None:
     [
         (["app:cleint"], 2, "did you mean 'client'?"),
         ([], 2, "no store is named"),
-        (["--url", "redis://localhost"], 2, 'the store "redis" is not part of this version'),
+        (["--url", "sqs://us-east-1/q.fifo"], 2, 'the store "sqs" is not part of this version'),
     ],
 )
 def test_what_keeps_the_doctor_from_looking_further_is_a_finding(
@@ -881,6 +886,132 @@ def test_the_doctor_sees_misspelt_settings(run: Run, folder: Path, monkeypatch: 
     assert "TEST_PG" not in ran.out
 
 
+# ---- a store with a server -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pg(pg_url: str, pg_schema: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Names a schema that is not there yet as the store, with a password in the URL; returns the schema."""
+    parts = urlsplit(pg_url)
+    place = parts.netloc.rpartition("@")[2]
+    query = "&".join(filter(None, [parts.query, f"schema={pg_schema}"]))
+    url = parts._replace(netloc=f"{parts.username or 'postgres'}:{parts.password or CANARY}@{place}", query=query)
+    monkeypatch.setenv("DEJQ_URL", url.geturl())
+    yield pg_schema
+    with psycopg.connect(pg_url) as connection:
+        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(pg_schema)))
+
+
+# With the store of the environment, or of an application that takes it from there.
+LOOKS_AT_THE_STORE = {
+    "stats": ["stats"],
+    "stats as JSON": ["stats", "--json"],
+    "enqueue": ["enqueue", "email:v1", "{}"],
+    "migrate status": ["migrate", "status"],
+    "migrate sql": ["migrate", "sql"],
+    "migrate as a dry run": ["migrate", "--dry-run"],
+    "doctor": ["doctor"],
+    "doctor of an APP": ["doctor", "app:client"],
+}
+
+
+@pytest.fixture
+def store_of_app(folder: Path) -> None:
+    (folder / "app.py").write_text(APP.replace('"memory://"', "None"))
+
+
+@pytest.mark.parametrize("args", LOOKS_AT_THE_STORE.values(), ids=LOOKS_AT_THE_STORE)
+def test_without_its_schema_the_code_is_4_and_the_text_says_migrate(
+    run: Run, pg: str, store_of_app: None, args: list[str]
+) -> None:
+    for _ in range(2):  # the first one changed nothing
+        ran = run(*args)
+        assert ran.code == 4, ran
+        if args != ["migrate", "sql"]:
+            assert "dejq migrate" in ran.text
+            assert f'"{pg}"' in ran.text
+        assert CANARY not in ran.text
+
+
+@pytest.mark.parametrize("args", LOOKS_AT_THE_STORE.values(), ids=LOOKS_AT_THE_STORE)
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("DELETE FROM {} WHERE version = (SELECT max(version) FROM {})", "dejq migrate"),
+        ("INSERT INTO {} VALUES (1000, 'of the future', true)", "pip install -U dejq"),
+    ],
+    ids=["old", "new"],
+)
+def test_with_a_schema_of_another_version_the_code_is_4(
+    run: Run, pg: str, pg_url: str, store_of_app: None, change: str, text: str, args: list[str]
+) -> None:
+    assert run("migrate").code == 0
+    with psycopg.connect(pg_url) as connection:
+        connection.execute(change.replace("{}", f"{pg}.migration").encode())
+    ran = run(*args)
+    assert ran.code == 4, ran
+    assert args == ["migrate", "sql"] or text in ran.text
+    assert CANARY not in ran.text
+
+
+@pytest.mark.parametrize("args", [["migrate"], *LOOKS_AT_THE_STORE.values()], ids=["migrate", *LOOKS_AT_THE_STORE])
+def test_without_a_connection_the_code_is_3(
+    run: Run, store_of_app: None, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    monkeypatch.setenv("DEJQ_URL", f"postgresql://me:{CANARY}@127.0.0.1:1/jobs")
+    ran = run(*args)
+    assert ran.code == 3, ran
+    assert 'cannot connect to 127.0.0.1:1/jobs as user "me"' in ran.text
+    assert CANARY not in ran.text
+
+
+def test_a_draining_worker_ends_with_these_codes_too(
+    run_process: Run, pg: str, store_of_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = run_process("worker", "app:client", "--drain")
+    assert ran.code == 4, ran
+    assert f'"{pg}"' in ran.err
+    assert CANARY not in ran.text
+    monkeypatch.setenv("DEJQ_URL", f"postgresql://me:{CANARY}@127.0.0.1:1/jobs")
+    ran = run_process("worker", "app:client", "--drain")
+    assert ran.code == 3, ran
+    assert CANARY not in ran.text
+
+
+def test_migrate_makes_the_schema_once(run: Run, pg: str) -> None:
+    ran = run("migrate")
+    assert (ran.code, ran.err) == (0, "")
+    steps = ran.out.splitlines()
+    assert steps[0] == f"001_create_tables in schema {pg}"
+    assert run("migrate") == Ran(0, "", "nothing to do: postgres is up to date\n")
+    assert run("migrate", "--json") == Ran(0, '{"applied": []}\n', "nothing to do: postgres is up to date\n")
+    for args in (["status"], ["--dry-run"]):
+        assert run("migrate", *args) == Ran(0, f'ok    "{pg}" is up to date\n', "")
+    (found,) = json.loads(run("migrate", "status", "--json").out)
+    assert (found["level"], found["name"]) == ("ok", "schema")
+
+
+def test_what_one_process_enqueues_another_one_works(
+    run: Run, run_process: Run, pg: str, store_of_app: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("migrate").code == 0
+    assert run("enqueue", "email:v1", "1", "--dry-run") == Ran(0, "", "would enqueue on postgres: email:v1\n")
+    ran = run("enqueue", "email:v1", "1", "--then", "email:v1", "2")
+    assert (ran.code, ran.err, len(ran.out.split())) == (0, "", 2)
+    found = json.loads(run("stats", "--json").out)
+    assert (found["ready"], found["blocked"], found["finished"], found["workers"]) == (1, 1, 0, 0)
+    ran = run_process("worker", "app:client", "--drain", "-vvv")
+    assert (ran.code, ran.out) == (0, "sending 1\nsending 2\n")
+    assert "2 in all" in ran.err
+    assert CANARY not in ran.text
+    found = json.loads(run("stats", "--json").out)
+    assert (found["enqueued_jobs"], found["finished"], found["workers"]) == (0, 2, 0)
+    ran = run("doctor", "app:client")
+    assert ran.code == 0
+    assert "postgres (from DEJQ_URL)" in ran.out
+    assert CANARY not in ran.text
+
+
 # ---- bench -----------------------------------------------------------------------------------------------
 
 FIGURES = ["enqueue", "enqueue many", "drain", "drain async", "chain", "idle latency"]
@@ -901,9 +1032,19 @@ def test_bench_as_json_names_what_was_measured(run: Run) -> None:
 
 
 def test_bench_does_not_touch_the_store_of_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEJQ_URL", "postgresql://production/db")
+    monkeypatch.setenv("DEJQ_URL", "postgresql://127.0.0.1:1/db")
     assert run("bench", "-n", "10").code == 0
-    assert run("bench", "postgresql://production/db", "-n", "10").code == 2
+    assert run("bench", "postgresql://127.0.0.1:1/db", "-n", "10").code == 3
+
+
+def test_a_drain_that_cannot_ask_the_store_leaves_no_worker_behind(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "app.py").write_text(APP.replace('"memory://"', "None"))
+    monkeypatch.setenv("DEJQ_URL", "postgresql://127.0.0.1:1/db")
+    assert run("worker", "app:client", "--drain").code == 3
+    with pytest.raises(dejq.ClientStopped):
+        sys.modules["app"].client.dequeue_loop()
 
 
 # ---- no password comes out -------------------------------------------------------------------------------
@@ -973,7 +1114,7 @@ def test_a_password_at_a_wrong_place_is_not_repeated(run: Run, folder: Path, arg
     (folder / "leaky.py").write_text(f"raise ValueError('cannot connect to {SERVER}')\n")
     (folder / "leaky_factory.py").write_text(f"def make():\n    raise OSError('password={CANARY} was refused')\n")
     ran = run(*args)
-    assert ran.code in (1, 2)
+    assert ran.code in (1, 2, 3)
     assert CANARY not in ran.text
     assert "Traceback" not in ran.text
 

@@ -1,20 +1,48 @@
-"""The programs in README.md and docs/ run as written, and print what stands below them."""
+"""The programs in README.md and docs/ run as written, and print what stands below them; so do queries and commands."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import psycopg
 import pytest
+import redis
+from psycopg import sql
+
+import dejq
+import servers
+from dejq import Job, PendingJob
+from python.printed import assert_printed
+
+if TYPE_CHECKING:
+    from python.conftest import NewClient, Until
+    from python.postgres import PgClient
+    from python.redis_store import RedisClient
+
+pytest_plugins = ["python.postgres", "python.redis_store"]
 
 ROOT = Path(__file__).parents[2]
+POSTGRES, REDIS = "postgres.md", "redis.md"
 PROGRAM = re.compile(
     r"^```python\n(?P<code>.*?)^```$(?:(?P<between>.*?)^```text(?P<sorted> sorted)?\n(?P<output>.*?)^```$)?",
     re.M | re.S,
 )
+
+
+# A command, of a line or of a quoted text that goes on in the next ones.
+COMMAND = re.compile(r"^\$ ((?:.+\n(?:    .*\n)*))", re.M)
+CONSOLE = re.compile(r"^```console\n(?P<session>.*?)^```$", re.M | re.S)
+QUERY = re.compile(r"^```sql\n(?P<query>.*?)^```$", re.M | re.S)
 
 
 class Program(NamedTuple):
@@ -23,10 +51,25 @@ class Program(NamedTuple):
     output: str
     is_sorted: bool
 
+    def check(self, folder: Path, **environment: str) -> None:
+        """Runs it in an empty folder, and compares what it prints."""
+        file = folder / "program.py"
+        file.write_text(self.code, encoding="utf-8")
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", file],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env=os.environ | environment,
+        )
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert_printed(ran.stdout, self.output.splitlines(), in_any_order=self.is_sorted)
 
-def programs() -> list[Program]:
+
+def programs(*pages: Path) -> list[Program]:
     found = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in pages:
         text = page.read_text(encoding="utf-8")
         for match in PROGRAM.finditer(text):
             assert match["output"] is not None, f"{page.name}: a program without its output"
@@ -36,16 +79,163 @@ def programs() -> list[Program]:
     return found
 
 
-@pytest.mark.parametrize("program", programs(), ids=lambda program: program.name)
+def pages() -> list[Path]:
+    """Those that need no server."""
+    return [
+        ROOT / "README.md",
+        *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in (POSTGRES, REDIS)),
+    ]
+
+
+@pytest.mark.parametrize("program", programs(*pages()), ids=lambda program: program.name)
 def test_a_program_in_the_docs_prints_what_stands_below_it(program: Program, tmp_path: Path) -> None:
-    file = tmp_path / "program.py"
-    file.write_text(program.code, encoding="utf-8")
-    ran = subprocess.run([sys.executable, "-W", "error", file], capture_output=True, text=True, timeout=30, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    printed, expected = ran.stdout.splitlines(), program.output.splitlines()
-    if program.is_sorted:
-        printed, expected = sorted(printed), sorted(expected)
-    assert printed == expected
+    program.check(tmp_path)
+
+
+# ---- what needs a database ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(pg_url: str) -> Iterator[str]:
+    """The URL of a database with a queue, as the reader of the page has one."""
+    name = f"docs_{uuid4().hex}"
+    url = urlsplit(pg_url)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(pg_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            with dejq.postgres(url) as client:
+                client.migrate()
+            yield url
+        finally:
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("program", programs(ROOT / "docs" / POSTGRES), ids=lambda program: program.name)
+def test_a_program_on_postgres_prints_what_stands_below_it(program: Program, tmp_path: Path, database: str) -> None:
+    program.check(tmp_path, DEJQ_URL=database)
+
+
+def test_every_query_on_the_page_about_postgres_works(database: str) -> None:
+    queries = QUERY.findall((ROOT / "docs" / POSTGRES).read_text(encoding="utf-8"))
+    assert len(queries) > 10
+    with psycopg.connect(database) as connection:
+        for query in queries:
+            with connection.transaction(force_rollback=True):
+                for role in set(re.findall(r"^GRANT [^;]* TO (\w+);", query, re.M)):
+                    connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+                connection.execute(query.encode())
+
+
+# ---- what needs a Redis ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def docs_redis() -> Iterator[redis.Redis]:
+    """A server without a queue, as the reader of the page has one."""
+    with servers.redis(own=True) as server, redis.Redis.from_url(server.url) as connection:
+        yield connection
+
+
+def url_of(server: redis.Redis, login: str = "") -> str:
+    where = server.get_connection_kwargs()
+    return f"redis://{login}{where['host']}:{where['port']}"
+
+
+def ask(server: redis.Redis, *words: str) -> Any:
+    execute: Callable[..., Any] = server.execute_command
+    return execute(*words)
+
+
+@pytest.mark.parametrize("program", programs(ROOT / "docs" / REDIS), ids=lambda program: program.name)
+def test_a_program_on_redis_prints_what_stands_below_it(
+    program: Program, tmp_path: Path, docs_redis: redis.Redis
+) -> None:
+    program.check(tmp_path, DEJQ_URL=url_of(docs_redis))
+
+
+def test_every_command_on_the_page_about_redis_finds_something(docs_redis: redis.Redis, until: Until) -> None:
+    sessions = CONSOLE.findall((ROOT / "docs" / REDIS).read_text(encoding="utf-8"))
+    commands = [command for session in sessions for command in COMMAND.findall(session)]
+    assert sum(map(len, commands)) + 2 * len(commands) == sum(map(len, sessions)), "a line belongs to no command"
+    leave = threading.Event()
+
+    def fail(job: Job) -> None:
+        raise ValueError("as it should")
+
+    # Without beats, nothing comes back after the last command, which deletes the queue.
+    with dejq.connect(url_of(docs_redis), workers=1, heartbeat=60) as client:
+        client.register_handler("bad", fail)
+        client.register_handler("held", lambda job: leave.wait(30))
+        client.enqueue_many([PendingJob("email:v1"), PendingJob("email:v1", delay=60), PendingJob("bad")])
+        (held,) = client.enqueue(PendingJob("held"))
+        client.dequeue_loop()
+        until(lambda: client.get_job(held).state == "running" and client.stats().failed == 1)
+        (failed,) = client.list_jobs(state="failed")
+        answers = {}
+        for command in commands:
+            words = shlex.split(command.replace("01890a5d-ac96-774b-bcce-b302099a8057", failed.id))
+            if words[0] == "redis-cli":
+                answers[command] = ask(docs_redis, *words[1:])
+            elif words[0] == "dejq":
+                url = {"DEJQ_URL": url_of(docs_redis)}
+                ran = subprocess.run(
+                    [sys.executable, "-m", *words], capture_output=True, check=True, env=os.environ | url, timeout=30
+                )
+                answers[command] = ran.stdout
+            else:
+                assert words[0] in ("pip", "export")
+        left = docs_redis.dbsize()
+        leave.set()
+    assert len(answers) > 12
+    # Nothing was slow, or it would be bad news.
+    assert [command for command, answer in answers.items() if not answer and "SLOWLOG" not in command] == []
+    (one,) = [answer for command, answer in answers.items() if "'job', 'state', 'failure'" in command]
+    assert (one[0].split()[1], one[1].split()[0]) == (b"bad", b"failed")
+    assert b"as it should" in one[2]
+    (last,) = [answer for command, answer in answers.items() if "ZREVRANGE" in command]
+    assert last == [failed.id.replace("-", "").encode(), *one[1:]]
+    assert left == 0
+
+
+def test_the_user_on_the_page_about_redis_may_do_what_is_needed_and_no_more(
+    docs_redis: redis.Redis, tmp_path: Path
+) -> None:
+    page = ROOT / "docs" / REDIS
+    (line,) = re.findall(r"^```text\n(ACL SETUSER .*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    ask(docs_redis, *line.replace("QUEUE", "dejq").split())
+    url = url_of(docs_redis, "dejq:PASSWORD@")
+    programs(page)[0].check(tmp_path, DEJQ_URL=url)
+    with dejq.connect(url, queue="other") as client, pytest.raises(dejq.ConfigError, match=r"docs/redis\.md"):
+        client.stats()
+
+
+# ---- the guarantees ----------------------------------------------------------------------------------------
+
+
+def test_the_table_of_guarantees_says_what_the_stores_do(
+    new_client: NewClient, pg_client: PgClient, redis_client: RedisClient
+) -> None:
+    head, _, *rows = re.findall(r"^\|(.*)\|$", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8"), re.M)
+    _, *stores = (cell.strip() for cell in head.split("|"))
+    said = {name.strip(): [cell.strip() for cell in cells] for name, *cells in (row.split("|") for row in rows)}
+    assert stores == ["memory", "PostgreSQL", "Redis"]
+    for place, client in enumerate([new_client(), pg_client(), redis_client()]):
+        with pytest.raises(dejq.BodyTooLarge) as too_large:
+            client.enqueue(dejq.PendingJob("t", "x" * 2**20))
+        assert said["largest body"][place].startswith(f"{too_large.value.limit // 2**20} MiB")
+        # What is no connection is refused as such only where there are some.
+        with pytest.raises((dejq.NotSupported, dejq.ConfigError)) as refused:
+            client.enqueue(dejq.PendingJob("t"), connection=object())
+        transactions = "no" if isinstance(refused.value, dejq.NotSupported) else "yes"
+        assert said["enqueue in the caller's transaction"][place] == transactions
+        assert said["effects and end of a job in one transaction (`job.finish`)"][place] == transactions
+        assert said["list, inspect, finish, requeue, cancel"][place] == "yes"
+        assert client.list_jobs() == []
+        has_totals = not said["totals: attempts, failures, retries, rescues, durations"][place].startswith("no")
+        assert (client.stats().totals is not None) == has_totals
+
+
+# ---- pages and tests -----------------------------------------------------------------------------------------
 
 
 def test_every_page_that_the_docs_link_to_exists() -> None:

@@ -11,11 +11,17 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import dejq
 from dejq import example, testing
+
+if TYPE_CHECKING:
+    from python.redis_store import RedisClient
+
+pytest_plugins = ["python.postgres", "python.redis_store"]
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -120,12 +126,31 @@ def test_ctrl_c_ends_it_gracefully(
     assert not list(tmp_path.glob("dejq-example-*"))
 
 
-@pytest.mark.parametrize("store", ["pg", "redis", "sqs"])
-def test_a_store_that_this_version_does_not_have_is_code_2(store: str, tmp_path: Path) -> None:
-    ran = run(store, cwd=tmp_path)
+def test_a_store_that_this_version_does_not_have_is_code_2(tmp_path: Path) -> None:
+    ran = run("sqs", cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "is not part of this version yet" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_it_runs_on_postgres(folder: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    separator = "&" if "?" in pg_url else "?"
+    monkeypatch.setenv("DEJQ_URL", f"{pg_url}{separator}schema=example_{os.getpid()}")
+    ran = run(cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert "· postgres ·" in ran.stdout
+
+
+def test_it_runs_on_redis(
+    folder: Path, redis_url: str, redis_queue: str, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = redis_client()
+    separator = "&" if "?" in redis_url else "?"
+    monkeypatch.setenv("DEJQ_URL", f"{redis_url}{separator}queue={redis_queue}")
+    ran = run(cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert "· redis ·" in ran.stdout
+    assert watcher.stats().finished == 12
 
 
 def test_the_environment_names_the_store_and_an_argument_goes_before_it(

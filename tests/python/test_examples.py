@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from python.printed import assert_printed
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 EXPECTED = re.compile(r"^# Prints(?P<sorted>, in any order.*)?:\n(?P<lines>(?:# .*\n)+)\Z", re.MULTILINE)
 
@@ -33,8 +35,5 @@ def test_an_example_prints_what_stands_at_its_end(file: Path, tmp_path: Path) ->
         env=environment,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    printed = ran.stdout.splitlines()
     expected = [line.removeprefix("# ") for line in match["lines"].splitlines()]
-    if match["sorted"]:
-        printed, expected = sorted(printed), sorted(expected)
-    assert printed == expected
+    assert_printed(ran.stdout, expected, in_any_order=bool(match["sorted"]))

@@ -1,4 +1,4 @@
-"""What operators do: look, count, finish, requeue, cancel, delete, check; and what jobs show then."""
+"""What operators do to jobs, in memory and in Redis: look, count, finish, requeue, cancel, delete, check."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -28,14 +29,32 @@ from dejq import (
 
 if TYPE_CHECKING:
     from python.conftest import Ended, NewClient, Until
+    from python.redis_store import RedisClient
+
+pytest_plugins = ["python.redis_store"]
 
 SECRET = "hunter2-5ecret"
+# A lease lasts three beats, which is longer than a busy machine keeps a worker from beating.
+HEARTBEAT = 0.3
 STATES = ("blocked", "scheduled", "ready", "running", "finished", "failed", "cancelled")
 
 
 def handler(job: Job) -> None:
     if job.body == "bad":
         raise ValueError("bad body")
+
+
+@pytest.fixture(params=["memory", "redis"])
+def new_client(request: pytest.FixtureRequest, new_client: NewClient) -> NewClient:
+    if request.param == "memory":
+        return new_client
+    redis_client: RedisClient = request.getfixturevalue("redis_client")
+    prefix: str = request.getfixturevalue("redis_queue")
+
+    def make(*, name: str | None = None, **options: Any) -> Client:
+        return redis_client(queue=f"{prefix}-{name or uuid4().hex}", **options)
+
+    return make
 
 
 @pytest.fixture
@@ -85,7 +104,7 @@ def test_a_waiting_job_shows_what_is_known_of_it(client: Client) -> None:
 def test_a_running_job_shows_its_start_and_its_last_beat(
     new_client: NewClient, until: Until, event: threading.Event
 ) -> None:
-    client = new_client(workers=1, heartbeat=0.02)
+    client = new_client(workers=1, heartbeat=HEARTBEAT)
     client.register_handler("t", lambda job: event.wait(20))
     (id,) = client.enqueue(PendingJob("t"))
     client.dequeue_loop()
@@ -403,7 +422,7 @@ def test_a_job_whose_key_is_taken_cannot_be_requeued(queue: Client) -> None:
 
 @pytest.fixture
 def beating(new_client: NewClient) -> Client:
-    return new_client(workers=1, heartbeat=0.02)
+    return new_client(workers=1, heartbeat=HEARTBEAT)
 
 
 def test_a_plain_handler_sees_by_the_next_beat_that_its_job_is_cancelled(
@@ -565,13 +584,13 @@ def test_a_bad_age_or_batch_is_refused(call: Callable[[Any], object], text: str,
 def test_check_tells_the_store_where_its_url_comes_from_and_the_handlers(queue: Client) -> None:
     queue.register_handler("u", handler)
     findings = {finding.name: finding for finding in queue.check()}
-    assert findings["url"] == Finding(level="ok", name="url", text="memory (from the call)")
+    assert findings["url"] == Finding(level="ok", name="url", text=f"{queue.store} (from the call)")
     assert findings["handlers"].text == "t, u"
     assert all(isinstance(finding, Finding) for finding in findings.values())
 
 
-def test_check_warns_that_memory_is_lost_when_the_process_ends(client: Client) -> None:
-    (durability,) = [finding for finding in client.check() if finding.name == "durability"]
+def test_check_warns_that_memory_is_lost_when_the_process_ends() -> None:
+    (durability,) = [finding for finding in dejq.memory().check() if finding.name == "durability"]
     assert durability.level == "warn"
     assert "are lost when it ends" in durability.text
     assert durability.fix is not None
@@ -581,7 +600,7 @@ def test_check_shows_no_url() -> None:
     assert SECRET not in repr(dejq.connect(f"memory://{SECRET}").check())
 
 
-def test_memory_needs_no_migration(client: Client) -> None:
+def test_a_store_without_tables_needs_no_migration(client: Client) -> None:
     assert client.migrate() == MigrationReport(applied=())
 
 

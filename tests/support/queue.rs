@@ -1,12 +1,14 @@
-//! The queue under test. Time is counted in ticks, which may be long for a store with a clock of its own.
+//! The queue under test. Time is counted in ticks. Those of the memory store are seconds of a paused clock; in a database
+//! they are hours, and time passes by moving what is stored into the past. Only who watches somebody wait needs a tick
+//! that really takes its time: [`TestQueue::in_real_time`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dejq::backend::memory::{MemoryBackend, MemoryOptions};
 use dejq::backend::{
-    Backend, Claim, Counts, HandOff, Lease, Leased, Outcome, Rescued, Revocation, SettleReply, Settled,
-    WorkerId,
+    Backend, Claim, Counts, HandOff, Lease, Leased, Options, Outcome, Rescued, Revocation, SettleReply,
+    Settled, WorkerId, connect,
 };
 use dejq::error::ErrorKind;
 use dejq::job::{JobId, JobType, NewJob, OnFailure, State};
@@ -19,10 +21,68 @@ use super::{assert_refused, chain, count, failure, job, lease};
 /// Ticks that a lease lasts, and a half, so that no test depends on what happens at the very end of one.
 pub const LEASE: u32 = 10;
 
+/// A tick for those who watch somebody wait: long beside what a server takes for anything.
+const REAL_TICK: Duration = Duration::from_millis(200);
+
 /// Where the jobs of a test are kept.
 #[derive(Debug, Clone, Copy)]
 pub enum Store {
     Memory,
+    Postgres,
+    Redis,
+}
+
+impl Store {
+    /// A client of the queue of this name. The server ends with the tests, and the queues with it.
+    fn connect(self, name: &str) -> Arc<dyn Backend> {
+        match self {
+            Self::Memory => MemoryBackend::named(name, MemoryOptions::default()),
+            Self::Postgres => {
+                let schema = [("schema".to_owned(), name.to_owned())];
+                connect(&server("DEJQ_TEST_PG_URL"), &mut Options::new(schema)).unwrap()
+            }
+            Self::Redis => {
+                let queue = [("queue".to_owned(), name.replace(' ', "-"))];
+                connect(&server("DEJQ_TEST_REDIS_URL"), &mut Options::new(queue)).unwrap()
+            }
+        }
+    }
+
+    fn tick(self) -> Duration {
+        match self {
+            Self::Memory => Duration::from_secs(1),
+            Self::Postgres | Self::Redis => Duration::from_secs(3600),
+        }
+    }
+
+    /// Makes everything in the queue of this name so much older.
+    async fn age(self, name: &str, time: Duration) {
+        match self {
+            Self::Memory => sleep(time).await,
+            Self::Postgres => {
+                let statements = include_str!("age.sql")
+                    .replace("dejq.", &format!("\"{name}\"."))
+                    .replace("$1", &format!("'{} seconds'::interval", time.as_secs_f64()));
+                let url = server("DEJQ_TEST_PG_URL");
+                let (client, connection) =
+                    tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+                let connection = tokio::spawn(connection);
+                client.batch_execute(&statements).await.unwrap();
+                drop(client);
+                connection.await.unwrap().unwrap();
+            }
+            Self::Redis => {
+                let client = redis::Client::open(server("DEJQ_TEST_REDIS_URL")).unwrap();
+                let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+                redis::Script::new(include_str!("age.lua"))
+                    .key(format!("dejq:{{{}}}:job", name.replace(' ', "-")))
+                    .arg(time.as_micros() as u64)
+                    .invoke_async::<()>(&mut connection)
+                    .await
+                    .unwrap();
+            }
+        }
+    }
 }
 
 /// An empty queue, as one worker sees it.
@@ -31,6 +91,7 @@ pub struct TestQueue {
     pub backend: Arc<dyn Backend>,
     pub worker: WorkerId,
     store: Store,
+    name: String,
     tick: Duration,
 }
 
@@ -50,17 +111,22 @@ impl Claiming {
 
 impl TestQueue {
     /// A fresh queue that shares nothing with others.
-    #[allow(clippy::unused_async)] // a store with a server connects here
     pub async fn open(store: Store) -> Self {
-        let (backend, tick): (Arc<dyn Backend>, _) = match store {
-            Store::Memory => (MemoryBackend::new(MemoryOptions::default()), Duration::from_secs(1)),
-        };
-        Self { backend, worker: WorkerId(JobId::generate()), store, tick }
+        let name = format!("test {}", JobId::generate());
+        let backend = store.connect(&name);
+        backend.migrate().await.unwrap();
+        let worker = WorkerId(JobId::generate());
+        Self { backend, worker, store, name, tick: store.tick() }
     }
 
     /// Another fresh queue of the same store.
     pub async fn another(&self) -> Self {
         Self::open(self.store).await
+    }
+
+    /// The same queue as a worker of another client sees it, which knows nothing of what this one does.
+    pub fn other_client(&self) -> Self {
+        Self { backend: self.store.connect(&self.name), ..self.other_worker() }
     }
 
     /// The same queue as another worker sees it.
@@ -74,10 +140,20 @@ impl TestQueue {
         self.tick * ticks
     }
 
-    /// Lets time go by. The only sleep of the suite: what is tested is that time passes; the clock of the
-    /// memory store is paused, where this takes no time.
+    /// Lets time go by, which takes none.
     pub async fn pass(&self, ticks: u32) {
-        sleep(self.ticks(ticks)).await;
+        if self.tick == REAL_TICK {
+            // The only sleep of the suite: what is tested is that time passes.
+            sleep(self.ticks(ticks)).await;
+        } else {
+            self.store.age(&self.name, self.ticks(ticks)).await;
+        }
+    }
+
+    /// The same queue with ticks short enough to wait for.
+    pub fn in_real_time(self) -> Self {
+        let tick = if self.backend.guarantees().in_process { self.tick } else { REAL_TICK };
+        Self { tick, ..self }
     }
 
     /// The whole ticks since `start`.
@@ -270,7 +346,8 @@ impl TestQueue {
 
     // ---- concurrency -------------------------------------------------------------------------------
 
-    /// Runs as many workers as asked for, each on a thread with a runtime of its own, until all have ended.
+    /// Runs as many workers as asked for, each with a client and on a thread with a runtime of its own, until all have
+    /// ended.
     pub async fn in_parallel<T, F>(&self, workers: usize, work: impl Fn(Self) -> F) -> Vec<T>
     where
         T: Send + 'static,
@@ -278,7 +355,7 @@ impl TestQueue {
     {
         let threads: Vec<_> = (0..workers)
             .map(|_| {
-                let work = work(self.other_worker());
+                let work = work(self.other_client());
                 tokio::task::spawn_blocking(move || {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(work)
@@ -291,6 +368,13 @@ impl TestQueue {
         }
         results
     }
+}
+
+/// Where the server of this variable is; see tests/servers.py, which starts one.
+fn server(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} names no server; run the tests as `make test-rust`, or: python tests/servers.py -- cargo test")
+    })
 }
 
 fn as_types(names: &[&str]) -> Vec<JobType> {

@@ -125,8 +125,9 @@ async fn a_handler_whose_lease_another_worker_took_is_told_and_its_end_changes_n
     let zombie = stage.start([spec("a")], slots(1));
     let task = zombie.take().await;
     stage.store.always(Call::Extend, Fault::Fail);
-    within("a rescue", stage.store.until(async || stage.state(id).await == State::Ready)).await;
-    // The rescuer of the zombie itself made it ready, and its fetcher has no free slot for it.
+    pass(LEASE + BEAT).await;
+    // Another worker's rescuer: that of the zombie judges nobody while its own beats fail.
+    assert_eq!(stage.store.memory.rescue(3).await.unwrap().requeued, 1);
     let other = somebody();
     let taken = stage.claim_as(other, "a", 1).await;
     assert_eq!(taken[0].job.id, id);
@@ -150,7 +151,8 @@ async fn an_end_that_comes_before_the_bad_news_is_refused_by_the_store() {
     let zombie = stage.start([spec("a")], slots(1));
     let task = zombie.take().await;
     stage.store.always(Call::Extend, Fault::Fail);
-    within("a rescue", stage.store.until(async || stage.state(id).await == State::Ready)).await;
+    pass(LEASE + BEAT).await;
+    assert_eq!(stage.store.memory.rescue(3).await.unwrap().requeued, 1);
     let other = somebody();
     let taken = stage.claim_as(other, "a", 1).await;
     zombie.finish(task);

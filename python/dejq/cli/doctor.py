@@ -11,14 +11,14 @@ import dejq
 from dejq._settings import project_settings
 from dejq.cli.app import client_of
 from dejq.cli.flags import APP, JSON, URL, verb
-from dejq.cli.talk import FAILED, OK, CommandError, close, exit_code, show, show_json
+from dejq.cli.talk import FAILED, NO_SCHEMA, OK, CommandError, close, exit_code, show, show_json
 
 
 @verb("dejq doctor app:client", APP, URL, JSON)
 def doctor(given: argparse.Namespace) -> int:
     """Looks for what is wrong, or will be.
 
-    The exit code is 1 if there is an error, or the one of what made it impossible to look further.
+    The exit code is 1 if there is an error; if the store cannot be reached or is not set up, it is that code.
     """
     version = ".".join(map(str, sys.version_info[:3]))
     findings = [dejq.Finding(level="ok", name="dejq", text=f"{dejq.__version__}, Python {version}, {sys.platform}")]
@@ -38,7 +38,8 @@ def doctor(given: argparse.Namespace) -> int:
             show(f"{finding.level:<5}  {finding.name:<{width}}  {finding.text}")
             if finding.fix:
                 show(f"{'':<5}  {'':<{width}}  fix: {finding.fix}")
-    return code or (FAILED if any(finding.level == "error" for finding in findings) else OK)
+    errors = {finding.name for finding in findings if finding.level == "error"}
+    return code or (NO_SCHEMA if "schema" in errors else FAILED if errors else OK)
 
 
 def _misspelt() -> list[dejq.Finding]:

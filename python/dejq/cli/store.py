@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from dejq.cli.talk import NO_SCHEMA, OK, CommandError, count, say, show, show_js
     Flag(("WHAT",), "status: is there something to do?  sql: show it", in_environment=False,
          more={"nargs": "?", "choices": ("status", "sql")}),
     *STORE,
+    JSON,
     DRY_RUN,
 )  # fmt: skip
 def migrate(given: argparse.Namespace) -> int:
@@ -26,20 +29,30 @@ def migrate(given: argparse.Namespace) -> int:
     client = client_of(given)
     if given.what is None and not given.dry_run:
         applied = client.migrate().applied
-        for step in applied:
+        if given.json:
+            show_json({"applied": applied})
+        for step in () if given.json else applied:
             show(step)
         if not applied:
             say(f"nothing to do: {client.store} is up to date")
         return OK
     findings = [finding for finding in client.check() if finding.name == "schema"]
-    for finding in findings:
+    needed = any(finding.level == "error" for finding in findings)
+    if given.what == "sql" and needed and (script := client._native.migration_script()):
+        show(script.rstrip())
+        return NO_SCHEMA
+    if given.json:
+        show_json([asdict(finding) for finding in findings])
+    for finding in () if given.json else findings:
         show(f"{finding.level:<5} {finding.text}")
     if not findings:
         say(f"nothing to do: {client.store} needs no schema")
-    return NO_SCHEMA if any(finding.level == "error" for finding in findings) else OK
+    return NO_SCHEMA if needed else OK
 
 
 _STATES = ("ready", "scheduled", "blocked", "running", "finished", "failed", "cancelled")
+_SUMS = ("jobs", "chains", "attempts", "failures", "retries", "rescues")
+_LENGTHS = ("duration", "mean", "p50", "p95", "p99")
 
 
 @verb(
@@ -72,7 +85,16 @@ def _stats_as_json(found: dejq.Stats) -> dict[str, Any]:
         "enqueued_jobs": found.enqueued_jobs,
         "workers": found.workers,
         **_counts(found),
+        "totals": None if found.totals is None else _totals(found.totals),
         "by_type": {name: _counts(found.by_type[name]) for name in sorted(found.by_type)},
+    }
+
+
+def _totals(found: dejq.Totals) -> dict[str, Any]:
+    lengths = {f"{name}_s": getattr(found, name) for name in _LENGTHS}
+    return {
+        **{name: getattr(found, name) for name in _SUMS},
+        **{name: None if length is None else length.total_seconds() for name, length in lengths.items()},
     }
 
 
@@ -91,8 +113,17 @@ def _stats_as_table(found: dejq.Stats) -> str:
         counts = [getattr(of_type, state) for state in _STATES]
         rows.append([name, *("–" if count is None else f"{count:,}" for count in counts), span(of_type.oldest_ready)])
     workers = [] if found.workers is None else [count(found.workers, "worker")]
-    last = [count(len(found.by_type), "type"), *workers, f"{found.enqueued_jobs:,} waiting to run"]
-    return f"{table(rows)}\n{' · '.join(last)}"
+    lines = [[count(len(found.by_type), "type"), *workers, f"{found.enqueued_jobs:,} waiting to run"]]
+    if totals := found.totals:
+        lines.append([f"{name} {getattr(totals, name):,}" for name in _SUMS])
+        lines.append([f"{name} {_took(getattr(totals, name))}" for name in _LENGTHS])
+    return "\n".join([table(rows), *(" · ".join(line) for line in lines)])
+
+
+def _took(length: timedelta | None) -> str:
+    if length is not None and length < timedelta(milliseconds=10):
+        return f"{length / timedelta(milliseconds=1):.2f} ms"
+    return span(length)
 
 
 @verb(

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import suppress
 
 import dejq
 from dejq.cli.app import load
@@ -43,6 +44,9 @@ def worker(given: argparse.Namespace) -> int:
         f"· heartbeat {client.heartbeat:g} s"
     )
     say(f"handlers  {'  '.join(client.types)}")
+    # What no waiting mends ends it here; a store that does not answer may come up yet.
+    with suppress(dejq.BackendUnavailable):
+        client.stats()
 
     def hurry() -> None:
         # A signal handler: print() may be in the middle of a line.
@@ -53,8 +57,12 @@ def worker(given: argparse.Namespace) -> int:
         client.dequeue_loop(given.workers)
         whose = " of this process, which alone has this memory" if client._in_process else ""
         say(f"ready     waiting for jobs{whose}; Ctrl-C to stop")
-        client._wait_for_stop(given.drain)
         limit = None if given.shutdown_timeout == float("inf") else given.shutdown_timeout
+        try:
+            client._wait_for_stop(given.drain)
+        except dejq.DejqError:
+            client.stop(limit)
+            raise
         running = _running(client)
         patience = "" if limit is None else f", up to {limit:g} s"
         say(

@@ -187,14 +187,7 @@ impl Store {
     }
 
     fn find(&self, id: JobId) -> Result<u32> {
-        self.ids.get(id.as_bytes()).copied().ok_or_else(|| {
-            Error::new(
-                ErrorKind::UnknownJob,
-                format!(
-                    "there is no job {id}; it was never enqueued here, or finished long ago and was deleted"
-                ),
-            )
-        })
+        self.ids.get(id.as_bytes()).copied().ok_or_else(|| Error::unknown_job(id))
     }
 
     fn find_open(&self, id: JobId, operation: &str) -> Result<u32> {

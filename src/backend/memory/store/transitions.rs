@@ -163,7 +163,7 @@ impl Store {
         record.moment_ms = now.ms;
         record.attempt += 1;
         let token = Token(u64::from(index) << 32 | u64::from(record.generation));
-        Leased { job: self.job(index), token }
+        Leased { job: self.job(index), token, since: now.instant }
     }
 
     /// Any state but final → `to`; returns the next job of the chain if this made it ready or scheduled.

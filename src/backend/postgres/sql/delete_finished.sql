@@ -1,0 +1,1 @@
+SELECT dejq.delete_finished(make_interval(secs => $1), $2)

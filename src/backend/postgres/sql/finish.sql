@@ -1,0 +1,1 @@
+SELECT dejq.finish($1)

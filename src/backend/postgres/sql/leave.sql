@@ -1,0 +1,1 @@
+SELECT dejq.leave($1)

@@ -1,0 +1,1 @@
+SELECT dejq.requeue($1)

@@ -1,0 +1,1 @@
+SELECT requeued, failed, workers FROM dejq.rescue($1)

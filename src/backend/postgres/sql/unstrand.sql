@@ -1,0 +1,2 @@
+-- Jobs of claims whose answer never came go back in line.
+SELECT dejq.unstrand($1, $2)

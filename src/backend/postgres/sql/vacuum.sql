@@ -1,0 +1,1 @@
+VACUUM (ANALYZE) dejq.job, dejq.done, dejq.worker, dejq.tally, dejq.total

@@ -1,0 +1,2 @@
+-- Tells workers that wait, if there are any.
+SELECT dejq.wake($1, true)

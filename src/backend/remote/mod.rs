@@ -1,0 +1,89 @@
+//! What stores with a server have in common.
+
+mod doing;
+mod enqueuer;
+mod sent;
+mod stranded;
+pub(super) mod tls;
+mod types;
+
+pub(super) use self::doing::Doing;
+pub(super) use self::enqueuer::{Answer, Batch, Enqueuer, Insert, PATIENCE};
+pub(super) use self::stranded::Stranded;
+pub(super) use self::types::{Types, distinct};
+use crate::backend::{Counts, Token};
+use crate::job::{Failure, JobId};
+
+impl Token {
+    /// From a number that all jobs of a claim share: bound to the job, so that no lease passes for that of another.
+    pub(crate) fn bound(id: JobId, shared: u64) -> Self {
+        Self(shared ^ Self::salt(id))
+    }
+
+    /// The other way round.
+    pub(crate) fn shared(self, id: JobId) -> u64 {
+        self.0 ^ Self::salt(id)
+    }
+
+    /// The half of a `UUIDv7` that is random.
+    fn salt(id: JobId) -> u64 {
+        id.as_uuid().as_u64_pair().1
+    }
+}
+
+impl Counts {
+    /// Those of all types together, from those of each.
+    pub(crate) fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        let zero = Some(0);
+        let none = Self {
+            blocked: zero,
+            scheduled: zero,
+            ready: zero,
+            running: zero,
+            finished: zero,
+            failed: zero,
+            cancelled: zero,
+            oldest_ready: None,
+        };
+        let add = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b);
+        all.fold(none, |total, counts| Self {
+            blocked: add(total.blocked, counts.blocked),
+            scheduled: add(total.scheduled, counts.scheduled),
+            ready: add(total.ready, counts.ready),
+            running: add(total.running, counts.running),
+            finished: add(total.finished, counts.finished),
+            failed: add(total.failed, counts.failed),
+            cancelled: add(total.cancelled, counts.cancelled),
+            oldest_ready: total.oldest_ready.max(counts.oldest_ready),
+        })
+    }
+}
+
+impl Failure {
+    /// As stores with a server keep it.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut value = serde_json::json!({ "kind": self.kind, "message": self.message });
+        if let Some(traceback) = &self.traceback {
+            value["traceback"] = traceback.as_str().into();
+        }
+        value.to_string().into_bytes()
+    }
+
+    /// The reverse of [`Failure::to_json`], or what can be made of what somebody else put there.
+    pub(crate) fn from_json(json: &[u8]) -> Self {
+        let value: serde_json::Value = serde_json::from_slice(json).unwrap_or_default();
+        let text = |name: &str| value.get(name).and_then(|text| text.as_str()).map(str::to_owned);
+        Self {
+            kind: text("kind").unwrap_or_else(|| "unknown".to_owned()),
+            message: text("message").unwrap_or_default(),
+            traceback: text("traceback"),
+        }
+    }
+}
+
+/// Host and process: for people, never an identity.
+pub(super) fn host_and_process() -> String {
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    format!("{}:{}", host.as_deref().map_or("localhost", str::trim), std::process::id())
+}
