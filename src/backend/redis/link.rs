@@ -57,7 +57,7 @@ impl Link {
             let mut connection = self.connection().await?;
             let mut result = connection.ask(&call.command).await;
             if result.as_ref().is_err_and(|error| errors::code(error) == "NOSCRIPT") {
-                let load = load(&call.script.text);
+                let load = load(call.script.text());
                 result = match connection.ask(&load).await {
                     Ok(_) => connection.ask(&call.command).await,
                     failed => failed,

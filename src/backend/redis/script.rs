@@ -3,8 +3,7 @@
 //! The server knows a script by its hash and forgets it at a restart, a failover or `SCRIPT FLUSH`; it is then sent once
 //! more.
 
-use std::sync::LazyLock;
-
+use once_cell::race::OnceBox;
 use redis::{Cmd, ToRedisArgs};
 
 use super::keys::Keys;
@@ -12,21 +11,40 @@ use super::keys::Keys;
 /// One of them.
 #[derive(Debug)]
 pub(super) struct Script {
-    pub text: String,
+    parts: &'static [&'static str],
+    /// Of a race to be the first, both make it. A lock would stay locked for ever in a child that is forked while another
+    /// thread of its parent holds it.
+    made: OnceBox<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    text: String,
     hash: String,
 }
 
 impl Script {
-    fn new(parts: &[&str]) -> Self {
-        let text = parts.join("\n");
-        let hash = redis::Script::new(&text).get_hash().to_owned();
-        Self { text, hash }
+    const fn new(parts: &'static [&'static str]) -> Self {
+        Self { parts, made: OnceBox::new() }
+    }
+
+    fn made(&self) -> &Made {
+        self.made.get_or_init(|| {
+            let text = self.parts.join("\n");
+            let hash = redis::Script::new(&text).get_hash().to_owned();
+            Box::new(Made { text, hash })
+        })
+    }
+
+    /// What the server is sent that does not know it.
+    pub fn text(&self) -> &str {
+        &self.made().text
     }
 
     /// A call of it for this queue.
     pub fn call(&'static self, keys: &Keys) -> Call {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.hash).arg(1).arg(keys.job());
+        command.arg(&self.made().hash).arg(1).arg(keys.job());
         Call { script: self, command }
     }
 }
@@ -52,13 +70,12 @@ impl Call {
 
 macro_rules! scripts {
     ($($name:ident = $($file:literal)+;)*) => {$(
-        pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(&[include_str!("lua/base.lua"), $(include_str!($file)),+]));
+        pub(super) static $name: Script = Script::new(&[include_str!("lua/base.lua"), $(include_str!($file)),+]);
     )*};
 }
 
 /// The only one without `base.lua`.
-pub(super) static PUSH: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("lua/push.lua")]));
+pub(super) static PUSH: Script = Script::new(&[include_str!("lua/push.lua")]);
 
 scripts! {
     ENQUEUE = "lua/enqueue.lua";
