@@ -147,7 +147,7 @@ class JobInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One result of `Client.check`.
+    """One result of `Client.check` or `Client.audit`.
 
     Attributes:
         level: ``ok``, ``warn`` (works, at a risk or a cost) or ``error`` (will not work).

@@ -354,6 +354,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Looks at each job for what contradicts the rest, while others go on; with `repair` it sets that right. Nothing to
+    /// find where the store itself sees to it that nothing can, which is the default.
+    async fn audit(&self, repair: bool) -> Result<Vec<Finding>> {
+        let _ = repair;
+        Ok(Vec::new())
+    }
+
     /// One job, whatever its state.
     ///
     /// # Errors

@@ -381,6 +381,12 @@ impl Client {
         findings.iter().map(|finding| info::finding(py, finding)).collect()
     }
 
+    fn audit<'py>(&self, py: Python<'py>, repair: bool) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let inner = self.inner(py)?;
+        let findings = inner.wait(py, inner.backend.audit(repair))?;
+        findings.iter().map(|finding| info::finding(py, finding)).collect()
+    }
+
     /// Handlers often refer to their client; without this, the two would keep each other for ever.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let Some(inner) = self.inner.as_ref().filter(|inner| inner.process.is_current()) else {

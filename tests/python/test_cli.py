@@ -317,7 +317,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_projec
 
 def test_every_flag_has_a_variable_but_those_that_say_what_is_to_be_done() -> None:
     without = {flag.key for verb in cli.VERBS.values() for flag in verb.flags if not flag.in_environment}
-    assert without == {"what", "type", "body", "then", "url", "store", "folder"}
+    assert without == {"what", "type", "body", "then", "url", "store", "folder", "audit", "repair"}
     assert [flag.in_environment for flag in cli.VERBS["stats"].flags if flag.key == "url"] == [True]
 
 

@@ -704,9 +704,9 @@ KEYS = "~dejq:{{{queue}}}:*"
 COMMANDS = (
     *("blpop", "eval", "evalsha", "script|load", "multi", "exec", "time"),
     *("exists", "persist", "get", "set", "incr", "decrby"),
-    *("hset", "hsetnx", "hget", "hmget", "hgetall", "hkeys", "hexists", "hdel", "hincrby", "hscan"),
-    *("lpop", "rpush", "llen", "lindex", "lrange", "ltrim"),
-    *("zadd", "zrem", "zrange", "zrangebyscore", "zrank", "zscore", "zcard", "zcount"),
+    *("hset", "hsetnx", "hget", "hmget", "hgetall", "hkeys", "hexists", "hdel", "hincrby", "hlen", "hscan"),
+    *("lpop", "rpush", "llen", "lindex", "lrange", "ltrim", "lrem", "lpos"),
+    *("zadd", "zrem", "zrange", "zrangebyscore", "zrank", "zscore", "zscan", "zcard", "zcount"),
 )
 OPTIONAL = ("info", "client|setname")
 
@@ -720,8 +720,8 @@ def allowed(server: Server, queue: str, commands: Iterable[str]) -> str:
     return at(server, f"limited:{PASSWORD}")
 
 
-def use_everything(url: str, queue: str, until: Until, ended: Ended) -> None:
-    """All of the public API."""
+def use_everything(url: str, queue: str, server: redis.Redis, until: Until, ended: Ended) -> None:
+    """All of the public API, with something to repair."""
     runs, leave = Runs(), threading.Event()
 
     def flaky(job: Job) -> None:
@@ -771,6 +771,9 @@ def use_everything(url: str, queue: str, until: Until, ended: Ended) -> None:
     with dejq.connect(url, queue=queue) as client:
         client.register_handler("other", runs)
         client.enqueue(PendingJob("other", 1, delay=3600))
+        server.delete(f"dejq:{{{queue}}}:fresh:other")
+        server.rpush(f"dejq:{{{queue}}}:finished", "nobody")
+        assert {finding.level for finding in client.audit(repair=True)} == {"warn"}
         testing.drain(client, scheduled=True)
         assert client.stats().enqueued_jobs == 0
 
@@ -799,7 +802,7 @@ def test_everything_works_with_the_rights_that_the_documentation_lists(
 ) -> None:
     with asking(either) as client:
         client.config_resetstat()
-        use_everything(allowed(either, "q", [*COMMANDS, *more]), "q", until, ended)
+        use_everything(allowed(either, "q", [*COMMANDS, *more]), "q", client, until, ended)
         called = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
         refused = [entry["object"] for entry in client.acl_log()]
     assert set(refused) <= ({"info", "client|setname", "client"} if not more else set())

@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import dejq
 from dejq._settings import project_settings
 from dejq.cli.app import client_of
-from dejq.cli.flags import APP, JSON, URL, verb
+from dejq.cli.flags import APP, JSON, URL, switch, verb
 from dejq.cli.talk import FAILED, NO_SCHEMA, OK, CommandError, close, exit_code, show, show_json
 
+AUDIT, REPAIR = (
+    replace(switch(name, help), in_environment=False)
+    for name, help in (
+        ("--audit", "look at each job, too: is it in one place, and counted? (Redis)"),
+        ("--repair", "an audit that sets right what it finds"),
+    )
+)
 
-@verb("dejq doctor app:client", APP, URL, JSON)
+
+@verb("dejq doctor app:client", APP, URL, AUDIT, REPAIR, JSON)
 def doctor(given: argparse.Namespace) -> int:
     """Looks for what is wrong, or will be.
 
@@ -26,7 +34,12 @@ def doctor(given: argparse.Namespace) -> int:
     code = OK
     try:
         client = client_of(given, first="app")
+        if given.repair:
+            # Before the check, which then finds nothing any more.
+            findings += client.audit(repair=True)
         findings += client.check()
+        if given.audit and not given.repair:
+            findings += client.audit()
     except (CommandError, dejq.DejqError) as error:
         code = exit_code(error)
         findings.append(dejq.Finding(level="error", name="client", text=str(error)))

@@ -59,6 +59,15 @@ impl About {
         self.0.get(name).map_or("", String::as_str)
     }
 
+    /// Has the user no right to ask?
+    pub fn is_unknown(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn number(&self, name: &str) -> u64 {
+        self.get(name).parse().unwrap_or_default()
+    }
+
     /// Valkey says which Redis it is compatible with.
     pub fn version(&self) -> (u32, u32) {
         let mut numbers =
@@ -265,8 +274,7 @@ impl Dialer {
 
     /// Refuses a server that cannot keep the promises.
     fn look_at(&self, about: &About, place: &Place) -> Result<()> {
-        if about.0.is_empty() {
-            // The user may not ask.
+        if about.is_unknown() {
             return Ok(());
         }
         let name = about.name();

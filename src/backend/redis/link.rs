@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind as Kind, Pipeline, RedisError, RedisResult, Value};
 use tokio::sync::Mutex;
 
-use super::dial::Dialer;
+use super::dial::{self, About, Dialer};
 use super::errors::{self, explain};
 use super::script::Call;
 use crate::backend::remote::Doing;
@@ -104,6 +104,15 @@ impl Link {
             }
         }
         Err(moving(doing))
+    }
+
+    /// What the server says of itself.
+    pub async fn about(&self) -> Result<About> {
+        let mut connection = self.connection().await?;
+        match dial::about(&mut connection.inner).await {
+            Ok(about) => Ok(about),
+            Err(error) => Err(self.failed(Doing::Read("looking at the server"), error, &connection).await),
+        }
     }
 
     /// The answer of a single command.

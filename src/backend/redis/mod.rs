@@ -8,6 +8,7 @@
 //! drawn by the client, so that the jobs of a claim whose answer was lost can be named and given back.
 
 mod address;
+mod audit;
 mod check;
 mod claim;
 mod dial;
@@ -17,6 +18,7 @@ mod frame;
 mod keys;
 mod link;
 mod operators;
+mod portion;
 mod reply;
 mod script;
 mod settle;
@@ -206,6 +208,10 @@ impl Backend for RedisBackend {
 
     async fn check(&self) -> Result<Vec<Finding>> {
         self.findings().await
+    }
+
+    async fn audit(&self, repair: bool) -> Result<Vec<Finding>> {
+        self.audit_queue(repair).await
     }
 
     async fn get(&self, id: JobId) -> Result<JobInfo> {

@@ -8,6 +8,7 @@ use redis::Value;
 use super::RedisBackend;
 use super::errors::unreadable;
 use super::frame::{self, from_micros, micros};
+use super::portion::Portion;
 use super::reply;
 use super::script::{DELETE, INFO, OPERATE, PROMOTE, SCAN, STATS};
 use crate::backend::remote::{Doing, Types};
@@ -15,8 +16,8 @@ use crate::backend::{Counts, Filter, Stats, Totals};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{Failure, JobId, JobInfo, State};
 
-/// Jobs that one call looks at: how long the server may be busy with it.
-const LOOKED_AT: usize = 1000;
+/// Final jobs that one call deletes at most: how long the server may be busy with it.
+const DELETED: usize = 1000;
 /// Jobs that one call brings.
 const BROUGHT: usize = 100;
 
@@ -57,18 +58,20 @@ impl RedisBackend {
         // The smallest ids, as many as are asked for.
         let mut found: BTreeSet<JobId> = BTreeSet::new();
         let mut cursor = "0".to_owned();
+        let mut portion = Portion::first();
         loop {
             let call = SCAN
                 .call(&self.keys)
                 .arg(place_of(filter.state))
                 .arg(&cursor)
-                .arg(LOOKED_AT)
+                .arg(portion.jobs())
                 .arg(filter.state.map(State::as_str).unwrap_or_default())
                 .arg(filter.job_type.as_deref().unwrap_or_default())
                 .arg(&newest)
                 .arg(filter.after.map(|id| id.as_bytes().to_vec()).unwrap_or_default());
             let mut values = reply::list(self.work.run(Doing::Read(doing), &call).await?)?.into_iter();
             let next = values.next().ok_or_else(|| unreadable("an answer"))?;
+            portion.adapt(reply::number(values.next())?.max(0) as usize);
             for id in values {
                 // A hash that grows or shrinks meanwhile may name a job twice.
                 found.insert(frame::id(reply::bytes(&id)?)?);
@@ -136,7 +139,7 @@ impl RedisBackend {
     }
 
     pub(super) async fn delete_ended(&self, older_than: Duration, batch: usize) -> Result<u64> {
-        let call = DELETE.call(&self.keys).arg(micros(older_than)).arg(batch.min(LOOKED_AT));
+        let call = DELETE.call(&self.keys).arg(micros(older_than)).arg(batch.min(DELETED));
         let deleted = self.work.run(Doing::Write("deleting finished jobs"), &call).await?;
         Ok(reply::number(Some(deleted))?.max(0) as u64)
     }

@@ -91,6 +91,8 @@ scripts! {
     SCAN = "lua/state.lua" "lua/scan.lua";
     STATS = "lua/state.lua" "lua/stats.lua";
     DELETE = "lua/state.lua" "lua/delete.lua";
+    BOOKS = "lua/books.lua";
+    AUDIT = "lua/state.lua" "lua/audit.lua";
     PROMOTE = "lua/state.lua" "lua/promote.lua";
 }
 

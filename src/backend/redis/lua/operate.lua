@@ -58,14 +58,11 @@ local function requeue()
   clear(r, 'x')
   r.started, r.attempt, r.rescues, r.with = '0', 0, 0, ''
   if h.unique then call('HSET', P .. 'unique', h.ty .. ' ' .. h.unique, id) end
-  for position = 1, h.position - 1 do
-    local before = find(member(position))
-    if before and not FINAL[before.state] then
-      write_record(id, r, 'blocked')
-      return { 'done', '' }
-    end
+  if h.chain and is_held_up(h) then
+    write_record(id, r, 'blocked')
+  else
+    put_off(id, r, 0)
   end
-  put_off(id, r, 0)
   return { 'done', '' }
 end
 

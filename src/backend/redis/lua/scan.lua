@@ -2,7 +2,7 @@
 --
 -- ARGV: where to look ("job", "due", "failed", "finished" or "running"), cursor, how many to look at, state or '', type
 -- or '', latest place or '' (for jobs enqueued before), id after which or ''.
--- Returns the next cursor, '0' when there is no more, and ids.
+-- Returns the next cursor, '0' when there is no more; how many bytes of jobs that was; and ids.
 
 in_any_case()
 make_due(NOW)
@@ -51,9 +51,10 @@ for _, worker in ipairs(call('ZRANGE', P .. 'workers', 0, -1)) do
     if held then running[unknown[j]] = true end
   end
 end
-local out = { cursor }
+local out, size = { cursor, 0 }, 0
 for j, id in ipairs(ids) do
   if frames[j] then
+    size = size + #frames[j]
     local place, its = match(frames[j], '^!?(%d+) (%S+)')
     local is = records[j] and match(records[j], '^%l+') or running[id] and 'running' or 'ready'
     if (state == '' or is == state) and (ty == '' or its == ty) and (newest == '' or tonumber(place) < tonumber(newest))
@@ -62,4 +63,5 @@ for j, id in ipairs(ids) do
     end
   end
 end
+out[2] = size
 return out

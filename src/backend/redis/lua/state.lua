@@ -235,6 +235,16 @@ local function members_of(chain)
   return member, tonumber(overtaken or 0)
 end
 
+-- Is a job before it in its chain not final yet?
+local function is_held_up(h)
+  local member = members_of(h.chain)
+  for position = h.position - 1, 1, -1 do
+    local before = find(member(position))
+    if before and not FINAL[before.state] then return true end
+  end
+  return false
+end
+
 local function failure_json(kind, message) return cjson.encode({ kind = kind, message = message }) end
 local BY_OPERATOR = failure_json('cancelled', 'cancelled by an operator')
 
