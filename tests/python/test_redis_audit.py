@@ -374,6 +374,16 @@ def test_a_key_that_the_wrong_job_holds_is_given_to_the_right_one(queue: Queue) 
     assert queue.client.enqueue(PendingJob("job", unique="key")) == [queue.ids["unique"]]
 
 
+def test_a_final_job_whose_state_was_lost_does_not_get_its_key_back(queue: Queue, until: Until) -> None:
+    queue.put("again", "works", unique="of its own")
+    until(partial(queue.is_in, "again", "finished"))
+    queue.drop_key("state")
+    queue.client.audit(repair=True)
+    assert queue.state("again") == "finished"
+    assert {finding.level for finding in queue.client.audit()} == {"ok"}
+    assert queue.client.enqueue(PendingJob("works", unique="of its own")) != [queue.ids["again"]]
+
+
 def test_a_job_whose_state_was_lost_keeps_its_time(queue: Queue) -> None:
     due = queue.client.get_job(queue.ids["scheduled"]).due_at
     queue.drop("state", "scheduled")

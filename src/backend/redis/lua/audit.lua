@@ -115,10 +115,13 @@ end
 -- A job that has no state and no worker, and is not in line. What else knows of it says what it was; otherwise it waits.
 local function put_back(id, h)
   local r = fresh(h)
-  local due, back, failed = call('ZSCORE', P .. 'due', id), call('ZSCORE', P .. 'back:' .. h.ty, id), call('ZSCORE', P .. 'failed', id)
-  if failed then return write_record(id, r, 'failed', tonumber(failed)) end
-  for _, entry in ipairs({ id, id .. 'c' }) do
-    if call('LPOS', P .. 'finished', entry) then return write_record(id, r, 'finished', now) end
+  local due, back = call('ZSCORE', P .. 'due', id), call('ZSCORE', P .. 'back:' .. h.ty, id)
+  local failed = call('ZSCORE', P .. 'failed', id)
+  local has_finished = call('LPOS', P .. 'finished', id) or call('LPOS', P .. 'finished', id .. 'c')
+  if failed or has_finished then
+    local field = h.unique and h.ty .. ' ' .. h.unique
+    if field and call('HGET', P .. 'unique', field) == id then call('HDEL', P .. 'unique', field) end
+    return write_record(id, r, failed and 'failed' or 'finished', tonumber(failed or now))
   end
   if h.chain and h.position > 1 and is_held_up(h) then return write_record(id, r, 'blocked') end
   local time = due and tonumber(due) or (not back and h.position == 1 and h.place + h.delay) or 0
