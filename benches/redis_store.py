@@ -144,7 +144,16 @@ def everysec(bench: Bench) -> None:
         bench.show("drain with appendfsync everysec, jobs/s", statistics.median(rates))
 
 
+def pings(bench: Bench) -> float:
+    """What a call of redis-py takes at least: the way to the server and back."""
+    start = time.perf_counter()
+    for _ in range(10_000):
+        bench.redis.ping()
+    return 10_000 / (time.perf_counter() - start)
+
+
 def enqueue(bench: Bench) -> None:
+    bench.show("PING of redis-py, calls/s", store.median(lambda: pings(bench)))
     bench.show("enqueue_many, jobs/s", store.median(lambda: store.bulk(bench, 300_000)))
     bench.fresh()
     bench.show("1 thread, single enqueues/s", store.median(lambda: store.threads(bench, 1, 10_000)))
@@ -225,7 +234,7 @@ def audit(bench: Bench) -> None:
 
 
 def backlog(bench: Bench) -> None:
-    """So many jobs make Redis itself slower: it still moves its hash of jobs into a larger table. By hand it is the same."""
+    """So many jobs make Redis itself slower, which still moves its hash of jobs into a larger table; by hand as well."""
     jobs, drained = 10_000_000, 1_000_000
     store.backlog(bench, jobs, drained)
     small = statistics.median(raw_drain(bench, 1000, 300_000) for _ in range(RUNS))
