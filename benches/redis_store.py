@@ -234,7 +234,7 @@ def audit(bench: Bench) -> None:
 
 
 def backlog(bench: Bench) -> None:
-    """So many jobs make Redis itself slower, which still moves its hash of jobs into a larger table; by hand as well."""
+    """So many jobs make Redis itself slower, by hand as well: it still moves its hash of jobs into a larger table."""
     jobs, drained = 10_000_000, 1_000_000
     store.backlog(bench, jobs, drained)
     small = statistics.median(raw_drain(bench, 1000, 300_000) for _ in range(RUNS))
