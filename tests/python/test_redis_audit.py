@@ -1,4 +1,5 @@
-"""The audit of a queue in Redis: it finds where keys contradict each other, sets that right, and finds nothing else."""
+"""The audit of a queue in Redis: it finds where keys contradict each other, sets that right, and finds nothing else.
+And what doctor says of the server."""
 
 from __future__ import annotations
 
@@ -7,12 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
 import redis
 
 import dejq
+import servers
 from dejq import Finding, Job, PendingJob, testing
 from dejq.cli import main
 from python.conftest import SECONDS
@@ -527,3 +530,59 @@ def test_doctor_sees_that_sums_do_not_fit_and_looks_closer_if_told_to(
     code, found = doctor("--repair")
     assert (code, [level for level, _, _ in found]) == (0, ["warn", "ok"])
     assert doctor("--audit")[0] == 0
+
+
+# ---- what doctor says of the server --------------------------------------------------------------------------
+
+
+def check(url: str, **options: Any) -> dict[str, tuple[str, str]]:
+    with dejq.connect(url, **options) as client:
+        return {finding.name: (finding.level, finding.text) for finding in client.check()}
+
+
+def test_doctor_looks_at_the_server() -> None:
+    with servers.redis(own=True, durable=True) as server:
+        found = check(server.url)
+        assert list(found) == ["url", "connection", "server", "queue"]
+        assert {level for level, _ in found.values()} == {"ok"}
+        assert found["connection"][1] == urlsplit(server.url).netloc
+        assert found["server"][1].startswith(("Valkey ", "Redis "))
+        with redis.Redis.from_url(server.url) as asked:
+            asked.config_set("maxmemory", int(asked.info("memory")["used_memory"] * 1.1))
+            level, text = check(server.url)["memory"]
+            assert (level, text.partition(" % ")[2]) == (
+                "warn",
+                "of maxmemory are in use; a full server refuses every enqueue",
+            )
+            asked.config_set("maxmemory", "100mb")
+            asked.config_set("maxmemory-policy", "allkeys-lru")
+            found = check(server.url, allow_eviction=True)
+            assert found["memory"] == ("warn", "maxmemory-policy is allkeys-lru: a full server throws jobs away")
+
+
+def test_doctor_says_what_a_server_without_an_append_only_file_loses() -> None:
+    with servers.redis(own=True) as server:
+        level, text = check(server.url)["durability"]
+        assert (level, "loses what came after its last snapshot" in text) == ("warn", True)
+        assert "as safe as the replicas" in check(server.url, durability="replicas")["durability"][1]
+
+
+def test_doctor_says_that_snapshots_fail(until: Until) -> None:
+    with servers.redis(own=True) as server, redis.Redis.from_url(server.url) as asked:
+        assert server.folder
+        (server.folder / "dump.rdb").mkdir()
+        asked.bgsave()
+        until(lambda: asked.info("persistence")["rdb_last_bgsave_status"] == "err")
+        assert check(server.url)["durability"] == ("error", "the last snapshot failed")
+
+
+def test_doctor_says_what_it_may_not_look_at(redis_url: str, redis_queue: str, redis_client: RedisClient) -> None:
+    redis_client()
+    with redis.Redis.from_url(redis_url) as asked:
+        asked.acl_setuser("blind", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all", "-info"])
+        try:
+            url = redis_url.replace("redis://", "redis://blind:secret@")
+            level, text = check(url, queue=redis_queue)["server"]
+            assert (level, "may not ask for INFO" in text) == ("warn", True)
+        finally:
+            asked.acl_deluser("blind")
