@@ -36,7 +36,7 @@ class Queue:
     jobs of the type "job" wait for `run_the_rest`."""
 
     def __init__(self, make: RedisClient, server: Any, name: str) -> None:
-        self.client, self.rest, self.server, self.prefix = make(workers=1), make(workers=1), server, f"dejq:{{{name}}}:"
+        self.client, self.rest, self.server, self.prefix = make(workers=2), make(workers=1), server, f"dejq:{{{name}}}:"
         self.ids: dict[str, str] = {}
         self.ran: list[str] = []
         self.started, self.leave = threading.Event(), threading.Event()
@@ -448,6 +448,31 @@ def test_what_no_rule_can_set_right_is_told_and_left_alone(queue: Queue, repair:
     assert unreadable.fix == "docs/redis.md says what should be there; delete or mend them by hand"
     assert ": 2 (" in unreadable.text
     assert "\x1b" not in unreadable.text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("job", "state", "fresh:job", "back:job", "due", "run", "workers", "worker", "unique", "failure", "finished"),
+        *("failed", "count", "total", "place", "void", "awake", "meta"),
+    ],
+)
+def test_whichever_key_is_lost_the_queue_is_whole_after_a_repair(queue: Queue, key: str, until: Until) -> None:
+    queue.server.delete(queue.run if key == "run" else queue.key(key))
+    queue.client.audit(repair=True)
+    if key != "run":
+        assert {finding.level for finding in queue.client.audit()} == {"ok"}
+        assert [finding.level for finding in queue.client.check() if finding.name == "queue"] == ["ok"]
+    queue.leave.set()
+    ran = queue.run_the_rest()
+    assert ran == ([] if key == "job" else WAITING)
+    until(lambda: key == "job" or queue.is_in("running", "finished"))
+    if key == "run":
+        # The job was taken again at once, so that counts could not be compared.
+        queue.client.audit(repair=True)
+    assert {finding.level for finding in queue.client.audit()} == {"ok"}
+    stats = queue.client.stats()
+    assert (stats.running, stats.enqueued_jobs) == (0, 0)
 
 
 def test_only_the_first_are_named(queue: Queue) -> None:
