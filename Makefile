@@ -18,7 +18,7 @@ CARGO_DENY_VERSION := 0.20.2
 # What is tried on the oldest PostgreSQL at hand as well (Debian's 15), beside the newest.
 POSTGRES_TESTS := tests/python/test_postgres_sql.py tests/python/test_transactions.py tests/python/test_postgres_schema.py
 # The same for Redis: the wheel is Valkey, Debian has Redis 7.0.
-REDIS_TESTS := tests/python/test_redis.py tests/python/test_redis_faults.py tests/python/test_docs.py
+REDIS_TESTS := tests/python/test_redis.py tests/python/test_redis_faults.py tests/python/test_redis_audit.py tests/python/test_docs.py
 
 ## ---- for users of the repository ----
 
