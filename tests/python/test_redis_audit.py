@@ -505,9 +505,9 @@ def test_nothing_is_found_in_a_queue_at_work(redis_client: RedisClient, repair: 
             jobs = [PendingJob("job" if n % 2 else "other", number + n) for n in range(60)]
             client.enqueue_many(jobs[:40])
             client.enqueue(*jobs[40:50])
-            client.enqueue(PendingJob("job", number + 50, unique=f"key{number % 3}", delay=0.01))
+            client.enqueue(PendingJob("job", number + 50, unique=f"key{number // 51 % 3}", delay=0.01))
             number += 51
-            until(lambda: over.is_set() or client.stats().enqueued_jobs < 2 * MANY)
+            until(lambda: over.is_set() or client.stats().enqueued_jobs < 4 * MANY)
 
     client.enqueue_many([PendingJob("waits", n) for n in range(2 * MANY)])
     client.dequeue_loop()
