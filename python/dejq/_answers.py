@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from weakref import WeakKeyDictionary
+import weakref
 
 from dejq import _native
 
@@ -13,14 +13,19 @@ class Answers:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.native = _native.Answers()
+        self._loop = weakref.ref(loop)
         self._waiting: dict[int, asyncio.Future[list[str]]] = {}
         loop.add_reader(self.native.fileno(), self._read)
 
-    async def wait(self, question: int) -> list[str]:
+    def are_for_running_loop(self) -> bool:
+        """Is it the loop of these that runs the caller?"""
+        return self._loop() is asyncio.get_running_loop()
+
+    def to(self, question: int) -> asyncio.Future[list[str]]:
         """What comes as the answer to a question that has just been asked."""
         answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._waiting[question] = answer
-        return await answer
+        return answer
 
     def _read(self) -> None:
         for question, given in self.native.take():
@@ -33,7 +38,7 @@ class Answers:
                 answer.set_exception(given)
 
 
-_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Answers] = WeakKeyDictionary()
+_by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Answers] = weakref.WeakKeyDictionary()
 
 
 def of_running_loop() -> Answers:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from dejq import _logging, _native, _threads, _transactions
 from dejq._settings import as_options, find_url, seconds
@@ -20,6 +20,9 @@ from dejq.backoff import Backoff
 from dejq.errors import ConfigError
 from dejq.handlers import Handler, HandlerFunction, P, R, read_signature
 from dejq.info import Finding, JobInfo, MigrationReport, State, Stats, StopReport
+
+if TYPE_CHECKING:
+    from dejq._answers import Answers
 
 OnFailure = Literal["continue", "cancel"]
 _Self = TypeVar("_Self", bound="Client")
@@ -65,6 +68,7 @@ class Client:
         parts = None if backoff is None else backoff._parts()
         self._native = _native.Client(url, as_options(options), parts)
         self._threads: list[threading.Thread] = []
+        self._answers: Answers | None = None  # for the loop that asked last
         # Ends `run`. Signal handlers write to it, which no Event or Condition is made for.
         self._stop_asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._inline = 1 if self._native.is_inline else 0
@@ -219,11 +223,13 @@ class Client:
             return await _in_thread(self.enqueue, *jobs, on_failure=on_failure)
         if self._in_process:
             return self.enqueue(*jobs, on_failure=on_failure)
-        # Imported where a loop runs already: asyncio is half of the import time of the rest.
-        from dejq import _answers
+        answers = self._answers
+        if answers is None or not answers.are_for_running_loop():
+            # Imported where a loop runs already: asyncio is half of the import time of the rest.
+            from dejq import _answers
 
-        answers = _answers.of_running_loop()
-        return await answers.wait(self._native.ask_enqueue(jobs, _cancels_rest(on_failure), answers.native))
+            answers = self._answers = _answers.of_running_loop()
+        return await answers.to(self._native.ask_enqueue(jobs, _cancels_rest(on_failure), answers.native))
 
     def enqueue_many(
         self,
