@@ -462,7 +462,7 @@ class Client:
         """Looks at each job for what contradicts the rest of the queue: what ``dejq doctor --audit`` prints.
 
         On Redis only, where a queue is several keys, which an eviction, a deleted key, half a restored dump or a hand
-        that slipped may set apart. Workers may go on meanwhile. A million jobs take about ten seconds, in parts of some
+        that slipped may set apart. Workers may go on meanwhile. A million jobs take about fifteen seconds, in parts of some
         milliseconds.
 
         Args:
