@@ -186,6 +186,7 @@ impl Backend for SqsBackend {
             in_process: false,
             inspects: false,
             transactions: false,
+            stores_whole_calls: false,
             keeps_keys: false,
             counts_attempts: false,
             tells_rescues: false,
