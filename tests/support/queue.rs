@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use dejq::backend::memory::{MemoryBackend, MemoryOptions};
 use dejq::backend::{
-    Backend, Claim, Counts, DeadLetters, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Outcome, Rescued, Revocation, SettleReply,
-    Settled, WorkerId, connect,
+    Backend, Claim, Counts, DeadLetters, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Outcome,
+    Rescued, Revocation, SettleReply, Settled, WorkerId, connect,
 };
 use dejq::error::ErrorKind;
 use dejq::job::{JobId, JobType, NewJob, OnFailure, State};
@@ -245,7 +245,10 @@ impl TestQueue {
             let leased = self.backend.claim(&asked).await.unwrap();
             let is_asked = |leased: &Leased| types.contains(&leased.job.job_type.as_str());
             let (taken, others): (Vec<_>, Vec<_>) = leased.into_iter().partition(is_asked);
-            assert!(others.is_empty() || !self.backend.guarantees().filters_types, "not asked for: {others:?}");
+            assert!(
+                others.is_empty() || !self.backend.guarantees().filters_types,
+                "not asked for: {others:?}"
+            );
             self.give_back(&others).await;
             hidden += others.len();
             if others.is_empty() || !taken.is_empty() {
@@ -415,8 +418,10 @@ impl TestQueue {
     fn assert_these(&self, counts: &Counts, expected: &[(State, u64)]) {
         if !self.backend.guarantees().counts_exactly {
             // What is left to do is known, but not what it waits for.
-            let left: u64 = expected.iter().filter(|(state, _)| !state.is_final()).map(|(_, count)| *count).sum();
-            let told = [State::Blocked, State::Scheduled, State::Ready, State::Running].map(|state| count(counts, state));
+            let left: u64 =
+                expected.iter().filter(|(state, _)| !state.is_final()).map(|(_, count)| *count).sum();
+            let told = [State::Blocked, State::Scheduled, State::Ready, State::Running]
+                .map(|state| count(counts, state));
             return assert_eq!(told.into_iter().flatten().sum::<u64>(), left, "jobs that are left");
         }
         let must_tell = self.backend.guarantees().inspects;

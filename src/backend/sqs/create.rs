@@ -28,7 +28,9 @@ impl Core {
             let url = self.link.create(&dead, &usual()).await?;
             let found = self.link.attributes(&url).await?;
             let arn = found.get(&Attribute::QueueArn).ok_or_else(|| {
-                Error::config(format!("the dead-letter queue {dead} was created and has no ARN; is the endpoint SQS?"))
+                Error::config(format!(
+                    "the dead-letter queue {dead} was created and has no ARN; is the endpoint SQS?"
+                ))
             })?;
             let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": wanted.max_receives.get() });
             attributes.push((Attribute::RedrivePolicy, policy.to_string()));

@@ -123,13 +123,23 @@ impl Link {
             Named::Name(name) => (name, None),
             Named::Arn { account, name } => (name, Some(account.clone())),
         };
-        let call = self.client().await?.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
-        let answer = self.call(Api::GetQueueUrl, Doing::Read("looking up the queue"), PATIENCE, call.send()).await?;
+        let call =
+            self.client().await?.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
+        let answer =
+            self.call(Api::GetQueueUrl, Doing::Read("looking up the queue"), PATIENCE, call.send()).await?;
         answer.queue_url.ok_or_else(|| errors::missing("looking up the queue", &self.address))
     }
 
-    pub async fn attributes(&self, url: &str) -> Result<std::collections::HashMap<QueueAttributeName, String>> {
-        let call = self.client().await?.get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::All);
+    pub async fn attributes(
+        &self,
+        url: &str,
+    ) -> Result<std::collections::HashMap<QueueAttributeName, String>> {
+        let call = self
+            .client()
+            .await?
+            .get_queue_attributes()
+            .queue_url(url)
+            .attribute_names(QueueAttributeName::All);
         let doing = Doing::Read("looking at the queue");
         let answer = self.call(Api::GetQueueAttributes, doing, PATIENCE, call.send()).await?;
         Ok(answer.attributes.unwrap_or_default())
@@ -139,7 +149,8 @@ impl Link {
     pub async fn create(&self, name: &str, attributes: &[(QueueAttributeName, String)]) -> Result<String> {
         let attributes = attributes.iter().cloned().collect();
         let call = self.client().await?.create_queue().queue_name(name).set_attributes(Some(attributes));
-        let answer = self.call(Api::CreateQueue, Doing::Write("creating the queue"), PATIENCE, call.send()).await?;
+        let answer =
+            self.call(Api::CreateQueue, Doing::Write("creating the queue"), PATIENCE, call.send()).await?;
         answer.queue_url.ok_or_else(|| errors::missing("creating the queue", &self.address))
     }
 
@@ -178,10 +189,14 @@ impl Link {
         let mut batches = Vec::new();
         for part in receipts.chunks(MOST_ENTRIES) {
             let entries = part.iter().enumerate().map(|(place, receipt)| {
-                let entry = DeleteMessageBatchRequestEntry::builder().id(place.to_string()).receipt_handle(receipt);
+                let entry =
+                    DeleteMessageBatchRequestEntry::builder().id(place.to_string()).receipt_handle(receipt);
                 entry.build().map_err(unbuilt)
             });
-            let call = client.delete_message_batch().queue_url(url).set_entries(Some(entries.collect::<Result<_>>()?));
+            let call = client
+                .delete_message_batch()
+                .queue_url(url)
+                .set_entries(Some(entries.collect::<Result<_>>()?));
             batches.push(async move {
                 let doing = Doing::Write("storing how jobs ended");
                 Ok(self.call(Api::DeleteMessageBatch, doing, PATIENCE, call.send()).await?.failed)
@@ -196,7 +211,9 @@ impl Link {
         let mut batches = Vec::new();
         for part in changes.chunks(MOST_ENTRIES) {
             let entries = part.iter().enumerate().map(|(place, (receipt, time))| {
-                let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(place.to_string()).receipt_handle(receipt);
+                let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
+                    .id(place.to_string())
+                    .receipt_handle(receipt);
                 entry.visibility_timeout(whole_seconds(*time)).build().map_err(unbuilt)
             });
             let entries = entries.collect::<Result<_>>()?;
@@ -222,7 +239,8 @@ impl Link {
         match timeout(patience, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                let error = errors::explain(doing, api.name().trim_end_matches("Batch"), &self.address, error);
+                let error =
+                    errors::explain(doing, api.name().trim_end_matches("Batch"), &self.address, error);
                 if *error.kind() == ErrorKind::SchemaMissing {
                     self.forget_queue();
                 }
@@ -234,7 +252,10 @@ impl Link {
 }
 
 /// Runs batches at the same time, some at once, and puts together what became of their entries.
-async fn verdicts<F: Future<Output = Result<Vec<BatchResultErrorEntry>>>>(batches: Vec<F>, entries: usize) -> Verdicts {
+async fn verdicts<F: Future<Output = Result<Vec<BatchResultErrorEntry>>>>(
+    batches: Vec<F>,
+    entries: usize,
+) -> Verdicts {
     let mut verdicts = Verdicts::default();
     let answers: Vec<_> = stream::iter(batches).buffered(MOST_CALLS).collect().await;
     for (number, answer) in answers.into_iter().enumerate() {
@@ -265,12 +286,14 @@ pub(super) fn whole_seconds(time: Duration) -> i32 {
 }
 
 fn unbuilt(error: aws_sdk_sqs::error::BuildError) -> Error {
-    Error::config("a call to SQS could not be put together; this is a bug in dejq, please report it").with_source(error)
+    Error::config("a call to SQS could not be put together; this is a bug in dejq, please report it")
+        .with_source(error)
 }
 
 /// Credentials and region come from where all tools of AWS look for them.
 async fn dial(address: &Address) -> Result<Client> {
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let http =
+        aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
     if let Some(region) = &address.region {
         loader = loader.region(Region::new(region.clone()));

@@ -42,8 +42,8 @@ use self::message::{ATTRIBUTE_BYTES, MOST_BYTES};
 use self::settle::MOST_HIDDEN;
 use crate::backend::remote::Enqueuer;
 use crate::backend::{
-    Backend, Claim, Finding, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Rescued, Revocation, SettleReply,
-    Settled, Stats, WorkerId,
+    Backend, Claim, Finding, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Rescued, Revocation,
+    SettleReply, Settled, Stats, WorkerId,
 };
 use crate::error::Result;
 use crate::job::{JobId, NewJob};
