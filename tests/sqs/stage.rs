@@ -82,8 +82,8 @@ impl Client {
         wait: Duration,
     ) -> dejq::error::Result<Vec<Leased>> {
         let types: Vec<JobType> = types.iter().map(|name| a_type(name)).collect();
-        let want = Claim { worker: self.worker, types: &types, limit, lease: LEASE, wait, stop: &self.stop };
-        self.backend.claim(&want).await
+        let asked = Claim { worker: self.worker, types: &types, limit, lease: LEASE, wait, stop: &self.stop };
+        self.backend.claim(&asked).await
     }
 
     /// What is ready now, of the type "t".
@@ -119,8 +119,8 @@ impl Client {
     }
 
     pub async fn beat(&self, leased: &[&Leased]) -> Vec<(Lease, Revocation)> {
-        let leases: Vec<Lease> = leased.iter().map(|leased| lease(leased)).collect();
-        self.backend.extend(self.worker, &leases, LEASE).await.unwrap()
+        let held: Vec<Lease> = leased.iter().map(|leased| lease(leased)).collect();
+        self.backend.extend(self.worker, &held, LEASE).await.unwrap()
     }
 
     pub async fn give_back(&self, leased: &Leased) {

@@ -118,6 +118,11 @@ impl Address {
     }
 }
 
+/// The ending of a FIFO queue's name, in lower case always.
+pub(super) fn is_fifo(name: &str) -> bool {
+    name.as_bytes().ends_with(b".fifo")
+}
+
 /// The queue that an ARN names.
 fn arn(text: &str) -> Option<Queue> {
     let parts: Vec<&str> = text.split(':').collect();

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::Core;
 use super::claim::{backoff, too_long};
-use super::hand::Held;
-use super::link::whole_seconds;
+use super::hand::{Hand, Held};
+use super::link::{Verdicts, whole_seconds};
 use super::settle::{MARGIN, MOST_HIDDEN};
 use crate::backend::remote::Doing;
 use crate::backend::{Lease, Revocation, WorkerId};
@@ -43,14 +43,14 @@ impl Core {
         let now = Instant::now();
         let time = Duration::from_secs(whole_seconds(lease).max(1) as u64);
         let mut revoked: Vec<Lease> = Vec::new();
-        let (beaten, back) = self.list_for_beat(worker, leases, time, &mut revoked);
+        let (beaten, mut back) = self.list_for_beat(worker, leases, time, &mut revoked);
         let changes: Vec<(String, Duration)> =
             beaten.iter().map(|one| (one.receipt.clone(), one.time)).collect();
-        let verdicts = match changes.is_empty() {
-            true => super::link::Verdicts::default(),
-            false => self.link.hide(Doing::Read("the heartbeat"), &changes).await?,
+        let verdicts = if changes.is_empty() {
+            Verdicts::default()
+        } else {
+            self.link.hide(Doing::Read("the heartbeat"), &changes).await?
         };
-        let mut back = back;
         {
             let mut hand = self.hand();
             let mut is_renewed = vec![true; beaten.len()];
@@ -205,7 +205,7 @@ fn returned(group: Vec<Held>, time: Duration) -> impl Iterator<Item = (String, D
 }
 
 /// Lets go of a message that is lost, and returns the receipts of those behind it, which must not start either.
-fn drop_from(hand: &mut super::hand::Hand, group: &str, id: JobId) -> Vec<String> {
+fn drop_from(hand: &mut Hand, group: &str, id: JobId) -> Vec<String> {
     let ids: Vec<(JobId, String)> = hand
         .group(group)
         .skip_while(|held| held.job.id != id)

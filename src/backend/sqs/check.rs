@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Core;
+use super::address::is_fifo;
 use super::errors;
 use super::queue::Queue;
 use crate::backend::remote::Doing;
@@ -119,7 +120,7 @@ fn dead_letters(queue: &Queue) -> Option<Finding> {
             "give the queue a RedrivePolicy with a FIFO dead-letter queue and maxReceiveCount 5, or create it with `dejq migrate`",
         );
     };
-    if !redrive.arn.ends_with(".fifo") {
+    if !is_fifo(&redrive.arn) {
         return finding(
             Level::Error,
             format!(

@@ -3,6 +3,7 @@
 //! repeat means.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ impl Link {
     }
 
     async fn client(&self) -> Result<&Client> {
-        self.client.get_or_try_init(|| dial(&self.address)).await
+        self.client.get_or_try_init(|| Box::pin(dial(&self.address))).await
     }
 
     /// What is known of the queue, looked up if that is too long ago.
@@ -125,8 +126,9 @@ impl Link {
         };
         let call =
             self.client().await?.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
-        let answer =
-            self.call(Api::GetQueueUrl, Doing::Read("looking up the queue"), PATIENCE, call.send()).await?;
+        let answer = self
+            .call(Api::GetQueueUrl, Doing::Read("looking up the queue"), PATIENCE, Box::pin(call.send()))
+            .await?;
         answer.queue_url.ok_or_else(|| errors::missing("looking up the queue", &self.address))
     }
 
@@ -141,7 +143,7 @@ impl Link {
             .queue_url(url)
             .attribute_names(QueueAttributeName::All);
         let doing = Doing::Read("looking at the queue");
-        let answer = self.call(Api::GetQueueAttributes, doing, PATIENCE, call.send()).await?;
+        let answer = self.call(Api::GetQueueAttributes, doing, PATIENCE, Box::pin(call.send())).await?;
         Ok(answer.attributes.unwrap_or_default())
     }
 
@@ -149,8 +151,9 @@ impl Link {
     pub async fn create(&self, name: &str, attributes: &[(QueueAttributeName, String)]) -> Result<String> {
         let attributes = attributes.iter().cloned().collect();
         let call = self.client().await?.create_queue().queue_name(name).set_attributes(Some(attributes));
-        let answer =
-            self.call(Api::CreateQueue, Doing::Write("creating the queue"), PATIENCE, call.send()).await?;
+        let answer = self
+            .call(Api::CreateQueue, Doing::Write("creating the queue"), PATIENCE, Box::pin(call.send()))
+            .await?;
         answer.queue_url.ok_or_else(|| errors::missing("creating the queue", &self.address))
     }
 
@@ -162,7 +165,7 @@ impl Link {
         entries: Vec<SendMessageBatchRequestEntry>,
     ) -> Result<Vec<Refused>> {
         let call = self.client().await?.send_message_batch().queue_url(url).set_entries(Some(entries));
-        let answer = self.call(Api::SendMessageBatch, doing, PATIENCE, call.send()).await?;
+        let answer = self.call(Api::SendMessageBatch, doing, PATIENCE, Box::pin(call.send())).await?;
         Ok(refused(answer.failed, 0))
     }
 
@@ -179,7 +182,8 @@ impl Link {
             .message_attribute_names("All")
             .message_system_attribute_names(MessageSystemAttributeName::All);
         let doing = Doing::Write("claiming jobs");
-        let answer = self.call(Api::ReceiveMessage, doing, question.wait + PATIENCE, call.send()).await?;
+        let answer =
+            self.call(Api::ReceiveMessage, doing, question.wait + PATIENCE, Box::pin(call.send())).await?;
         Ok(answer.messages.unwrap_or_default())
     }
 
@@ -199,7 +203,7 @@ impl Link {
                 .set_entries(Some(entries.collect::<Result<_>>()?));
             batches.push(async move {
                 let doing = Doing::Write("storing how jobs ended");
-                Ok(self.call(Api::DeleteMessageBatch, doing, PATIENCE, call.send()).await?.failed)
+                Ok(self.call(Api::DeleteMessageBatch, doing, PATIENCE, Box::pin(call.send())).await?.failed)
             });
         }
         Ok(verdicts(batches, receipts.len()).await)
@@ -219,18 +223,22 @@ impl Link {
             let entries = entries.collect::<Result<_>>()?;
             let call = client.change_message_visibility_batch().queue_url(url).set_entries(Some(entries));
             batches.push(async move {
-                Ok(self.call(Api::ChangeMessageVisibilityBatch, doing, PATIENCE, call.send()).await?.failed)
+                Ok(self
+                    .call(Api::ChangeMessageVisibilityBatch, doing, PATIENCE, Box::pin(call.send()))
+                    .await?
+                    .failed)
             });
         }
         Ok(verdicts(batches, changes.len()).await)
     }
 
+    /// Boxed, because a call of the SDK is a future of several kilobytes.
     async fn call<T, E>(
         &self,
         api: Api,
         doing: Doing,
         patience: Duration,
-        answer: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        answer: Pin<Box<impl Future<Output = Result<T, SdkError<E, HttpResponse>>>>>,
     ) -> Result<T>
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,

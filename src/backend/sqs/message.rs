@@ -67,9 +67,8 @@ impl Outgoing {
             attributes.push((MAX_ATTEMPTS, attempts.to_string()));
         }
         if let Some(headers) = job.headers.as_deref() {
-            let json = serde_json::Value::from_iter(
-                headers.iter().map(|(name, value)| (name.as_str(), value.as_str())),
-            );
+            let json: serde_json::Value =
+                headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             attributes.push((HEADERS, xml_safe(&json.to_string()).into_owned()));
         }
         Ok(Self {

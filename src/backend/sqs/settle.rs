@@ -283,16 +283,16 @@ fn left(held: &Held) -> Duration {
 }
 
 /// Batches that SQS takes in one call.
-fn parts<'a, T>(all: &'a [T], weighs: impl Fn(&T) -> usize) -> Vec<&'a [T]> {
+fn parts<T>(all: &[T], weight: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut parts = Vec::new();
     let (mut first, mut bytes) = (0, 0);
     for (at, one) in all.iter().enumerate() {
-        let weight = weighs(one);
-        if at > first && (at - first == MOST_ENTRIES || bytes + weight > MOST_BYTES) {
+        let own = weight(one);
+        if at > first && (at - first == MOST_ENTRIES || bytes + own > MOST_BYTES) {
             parts.push(&all[first..at]);
             (first, bytes) = (at, 0);
         }
-        bytes += weight;
+        bytes += own;
     }
     if first < all.len() {
         parts.push(&all[first..]);

@@ -203,7 +203,7 @@ impl Fake {
             };
             match result {
                 Ok(id) => {
-                    successful.push(json!({ "Id": entry["Id"], "MessageId": id, "MD5OfMessageBody": "0" }))
+                    successful.push(json!({ "Id": entry["Id"], "MessageId": id, "MD5OfMessageBody": "0" }));
                 }
                 Err((code, text, ours)) => {
                     failed.push(
