@@ -67,11 +67,15 @@ impl Core {
         let ends = self.plan(&queue, done, &mut reply.lost);
         let (mut fates, returned) = tokio::join!(self.end_for_good(&queue, &ends), self.end_for_now(&ends));
         fates.extend(returned?);
-        let (mut error, mut freed, mut back, mut cancelled) = (None, Vec::new(), Vec::new(), Vec::new());
+        let (mut error, mut stored, mut freed) = (None, Vec::with_capacity(ends.len()), Vec::new());
+        let (mut back, mut cancelled) = (Vec::new(), Vec::new());
         {
             let mut hand = self.hand();
             for end in &ends {
+                // It may have come anew meanwhile, to this very client.
+                let is_ours = hand.find(end.lease).is_some();
                 match fates.remove(&end.place).unwrap_or(Fate::Done) {
+                    Fate::Done if !is_ours => {}
                     Fate::Done if matches!(end.what, What::Return(_)) => drop(hand.drop_group(&end.group)),
                     Fate::Done => {
                         hand.pop(end.lease);
@@ -84,7 +88,7 @@ impl Core {
                     Fate::Lost => {
                         reply.lost.push(end.place);
                         // Another worker has it, so nothing behind it may start here.
-                        let dropped = hand.drop_group(&end.group);
+                        let dropped = if is_ours { hand.drop_group(&end.group) } else { Vec::new() };
                         back.extend(dropped.into_iter().skip(1).map(|held| (held.receipt, Duration::ZERO)));
                         continue;
                     }
@@ -94,15 +98,16 @@ impl Core {
                         continue;
                     }
                 }
-                // Should the call fail for others, it is repeated for all.
-                self.answered().insert(end.lease);
+                stored.push(end.lease);
             }
         }
         self.link.bill.ended.fetch_add(freed.len() as u64, Ordering::Relaxed);
         self.cancel_rest(cancelled).await;
         if error.is_none() {
-            self.answered().retain(|lease| ends.iter().all(|end| end.lease != *lease));
             reply.next = self.hand_on(freed, next, &mut back);
+        } else {
+            // The call will be repeated for all.
+            self.answered().extend(stored);
         }
         self.changed.notify_waiters();
         self.let_go(back).await;
