@@ -171,6 +171,8 @@ pub struct Guarantees {
     /// A settle hands over the next job of a chain wherever it is; otherwise only what was claimed along with the one
     /// before.
     pub hands_over_always: bool,
+    /// Ends that one call stores, where calls are what is paid for.
+    pub entries_per_call: Option<usize>,
     /// Longest time one attempt may take, however many beats it gets.
     pub max_lease: Option<Duration>,
     /// Longest delay, and longest wait for a retry.

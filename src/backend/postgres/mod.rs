@@ -201,6 +201,7 @@ impl Backend for PostgresBackend {
             tells_rescues: true,
             counts_exactly: true,
             hands_over_always: true,
+            entries_per_call: None,
             max_lease: None,
             max_delay: None,
             max_body: self.options.max_body,

@@ -168,6 +168,7 @@ impl Backend for RedisBackend {
             tells_rescues: true,
             counts_exactly: true,
             hands_over_always: true,
+            entries_per_call: None,
             max_lease: None,
             max_delay: None,
             max_body: self.settings.max_body,

@@ -23,6 +23,8 @@ use crate::log::{self, Verbosity};
 /// A receive whose answer was lost is repeated so often: with the same attempt id, SQS answers once more with what it took.
 const REPEATS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Weight of the newest receive in what is expected of the next one.
+const WEIGHT: f64 = 0.3;
 /// While messages of chains come back that were received often without being run, each is received alone, so that no wait
 /// behind another counts as a receive.
 const SINGLY: Duration = Duration::from_secs(3600);
@@ -95,7 +97,7 @@ impl Core {
                 self.polling.fetch_add(1, Ordering::SeqCst);
                 let poll = Poll {
                     worker: want.worker,
-                    most: if self.is_singly() { 1 } else { want.limit.min(batch) },
+                    most: self.most_to_ask(want.limit),
                     wait: left.min(self.link.address.wait_time),
                     lease: want.lease,
                     stop: want.stop.clone(),
@@ -127,6 +129,15 @@ impl Core {
         // What they bring waits in hand for the next claim.
         polls.detach_all();
         Ok(taken)
+    }
+
+    /// Messages to ask for when so many jobs can start. Of a chain only the first one can, and those behind it take no slots.
+    fn most_to_ask(&self, limit: usize) -> usize {
+        if self.is_singly() {
+            return 1;
+        }
+        let expected = (limit as f64 * *self.per_start()).round() as usize;
+        expected.clamp(1, self.link.address.batch_size)
     }
 
     /// Remembers a worker and its types, and sees to its stop.
@@ -251,6 +262,11 @@ impl Core {
                 groups.len() - 1
             });
             groups[place].1.push(incoming);
+        }
+        {
+            let messages: usize = groups.iter().map(|(_, incoming)| incoming.len()).sum();
+            let mut per_start = self.per_start();
+            *per_start += WEIGHT * (messages as f64 / groups.len() as f64 - *per_start);
         }
         let until = since + Duration::from_secs(lease as u64);
         let (mut hidden, mut cancelled) = (Vec::new(), Vec::new());

@@ -37,7 +37,7 @@ use self::address::Address;
 use self::claim::Here;
 use self::enqueue::Entrance;
 use self::hand::Hand;
-use self::link::Link;
+use self::link::{Link, MOST_ENTRIES};
 use self::message::{ATTRIBUTE_BYTES, MOST_BYTES};
 use self::settle::MOST_HIDDEN;
 use crate::backend::remote::Enqueuer;
@@ -74,6 +74,8 @@ struct Core {
     answered: Mutex<FxHashSet<Lease>>,
     told: Mutex<Told>,
     singly_until: Mutex<Option<Instant>>,
+    /// Messages that came for each one that could start, lately.
+    per_start: Mutex<f64>,
     checked: OnceCell<()>,
 }
 
@@ -131,6 +133,7 @@ impl SqsBackend {
             answered: Mutex::default(),
             told: Mutex::default(),
             singly_until: Mutex::default(),
+            per_start: Mutex::new(1.0),
             checked: OnceCell::new(),
         });
         Arc::new(Self { core, enqueuer: Enqueuer::new(Entrance { link }) })
@@ -152,6 +155,10 @@ impl Core {
 
     fn singly_until(&self) -> MutexGuard<'_, Option<Instant>> {
         self.singly_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn per_start(&self) -> MutexGuard<'_, f64> {
+        self.per_start.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Is this message told of for the first time?
@@ -192,6 +199,7 @@ impl Backend for SqsBackend {
             tells_rescues: false,
             counts_exactly: false,
             hands_over_always: false,
+            entries_per_call: Some(MOST_ENTRIES),
             max_lease: Some(MOST_HIDDEN),
             max_delay: Some(MOST_HIDDEN),
             max_body: MOST_BYTES - ATTRIBUTE_BYTES,
