@@ -432,7 +432,7 @@ class Client:
         self._native.vacuum()
 
     def migrate(self) -> MigrationReport:
-        """Creates or upgrades what the store needs: a schema, or the queues of SQS. Nothing to do on memory and Redis."""
+        """Creates or upgrades what the store needs: a schema, or the queues of SQS. Nothing to do elsewhere."""
         return self._native.migrate()
 
     def create_queue(self, *, dlq: bool | str = True, max_receives: int = 5) -> MigrationReport:
@@ -546,8 +546,9 @@ def sqs(
         region: Default: that of the ARN, then ``AWS_REGION`` or the profile.
         endpoint: URL of something that speaks like SQS: an emulator, a VPC endpoint.
         profile: A section of ``~/.aws/config``.
-        **options: ``wait_time`` (whole seconds that one poll waits, 0 to 20, default 20), ``batch_size`` (messages of one
-            call, 1 to 10, default 10), ``pollers`` (polls at the same time, default 1); for the others see `Client`.
+        **options: ``wait_time`` (whole seconds that one poll waits, 0 to 20, default 20), ``batch_size`` (messages of
+            one call, 1 to 10, default 10), ``pollers`` (polls at the same time, default 1);
+            for the others see `Client`.
     """
     return Client(f"sqs://{region or ''}", queue=queue, endpoint=endpoint, profile=profile, **options)
 

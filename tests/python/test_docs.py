@@ -218,7 +218,7 @@ def test_the_table_of_guarantees_says_what_the_stores_do(
     head, _, *rows = re.findall(r"^\|(.*)\|$", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8"), re.M)
     _, *stores = (cell.strip() for cell in head.split("|"))
     said = {name.strip(): [cell.strip() for cell in cells] for name, *cells in (row.split("|") for row in rows)}
-    assert stores == ["memory", "PostgreSQL", "Redis"]
+    assert stores == ["memory", "PostgreSQL", "Redis", "SQS FIFO"]
     for place, client in enumerate([new_client(), pg_client(), redis_client()]):
         with pytest.raises(dejq.BodyTooLarge) as too_large:
             client.enqueue(dejq.PendingJob("t", "x" * 2**20))
@@ -233,6 +233,18 @@ def test_the_table_of_guarantees_says_what_the_stores_do(
         assert client.list_jobs() == []
         has_totals = not said["totals: attempts, failures, retries, rescues, durations"][place].startswith("no")
         assert (client.stats().totals is not None) == has_totals
+    # What SQS cannot do is refused without asking it.
+    sqs = dejq.sqs("q.fifo", region="us-east-1")
+    for name, refused_call in {
+        "enqueue in the caller's transaction": lambda: sqs.enqueue(dejq.PendingJob("t"), connection=object()),
+        "list, inspect, finish, requeue, cancel": sqs.list_jobs,
+        "unique keys": lambda: sqs.enqueue(dejq.PendingJob("t", unique="k")),
+    }.items():
+        assert said[name][3].startswith("no"), name
+        with pytest.raises(dejq.NotSupported, match="sqs"):
+            refused_call()
+    with pytest.raises(dejq.NotSupported, match="12 hours"):
+        sqs.enqueue(dejq.PendingJob("t", delay=12 * 3600))
 
 
 # ---- pages and tests -----------------------------------------------------------------------------------------
