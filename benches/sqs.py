@@ -5,8 +5,9 @@
     python benches/sqs.py drain calls             some of it
     python benches/sqs.py --json FILE …           keep the figures
 
-Beside each rate stands what a bare client gets from the same emulator in the same run: it sends, receives and deletes by ten, on as
-many connections, and does nothing else. An emulator is far slower than AWS, so rates say little and ratios something.
+Beside each rate stands what a bare client gets from the same emulator in the same run: it sends, receives and deletes
+by ten, on as many connections, and nothing else. An emulator is far slower than AWS, so rates say little and ratios
+something.
 Calls are counted by a proxy in between, which is slow: rates are measured without it.
 """
 
@@ -161,7 +162,9 @@ def drain(bench: Bench) -> None:
             cpus.append(cpu)
         send, rate = statistics.median(sends), statistics.median(drains)
         bare_send, bare_rate = statistics.median(bare_sends), statistics.median(bare_drains)
-        bench.show(f"enqueue_many, {name}, jobs/s", send, f"{send / bare_send:.2f} of the bare client ({bare_send:,.0f})")
+        bench.show(
+            f"enqueue_many, {name}, jobs/s", send, f"{send / bare_send:.2f} of the bare client ({bare_send:,.0f})"
+        )
         bench.show(f"drain, {name}, jobs/s", rate, f"{rate / bare_rate:.2f} of the bare client ({bare_rate:,.0f})")
         whole, bare_whole = 1 / (1 / send + 1 / rate), 1 / (1 / bare_send + 1 / bare_rate)
         bench.show(f"both, {name}, jobs/s", whole, f"{whole / bare_whole:.2f} of the bare client ({bare_whole:,.0f})")

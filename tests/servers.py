@@ -876,8 +876,8 @@ def sqs(*, own: bool = False) -> Generator[Server]:
 def elasticmq(*, own: bool = False) -> Generator[Server]:
     """ElasticMQ, another emulator of SQS, to check the first one; it keeps everything in memory.
 
-    Nearer to AWS in which messages of a group come when: the first of them decides. It knows ReceiveRequestAttemptId and
-    is strict about limits; but it, too, deletes by a handle that has expired.
+    Nearer to AWS in which messages of a group come when: the first of them decides. It knows ReceiveRequestAttemptId
+    and is strict about limits; but it, too, deletes by a handle that has expired.
     """
     if not own and (given := _given("elasticmq", 443)):
         yield given
@@ -912,7 +912,7 @@ def elasticmq(*, own: bool = False) -> Generator[Server]:
 
 
 def emulators() -> list[str]:
-    """The emulators of SQS that tests are to be run on: ElasticMQ too where it was given, or Java and Maven are found."""
+    """The emulators that tests are to be run on: ElasticMQ too where it was given, or Java and Maven are found."""
     has_java = bool(os.environ.get(VARIABLES["elasticmq"])) or not _missing_for_elasticmq()
     return ["sqs", "elasticmq"] if has_java else ["sqs"]
 
@@ -1207,9 +1207,7 @@ def _elasticmq_system() -> Program:
             f"ElasticMQ runs on Java and is fetched by Maven; no {' and no '.join(missing)} on PATH; "
             "to fix: apt-get install default-jre-headless maven"
         )
-    sums = ELASTICMQ_SUMS.read_text()
-    cache = debian.cache()
-    folder = cache / f"elasticmq-{hashlib.sha256(sums.encode()).hexdigest()[:12]}"
+    folder, cache = _elasticmq_jars(), debian.cache()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / "elasticmq.lock").open("w") as lock:
@@ -1217,27 +1215,32 @@ def _elasticmq_system() -> Program:
             if not folder.exists():
                 print(f"fetching ElasticMQ into {folder} (once)", file=sys.stderr)
                 with tempfile.TemporaryDirectory(prefix="elasticmq-", dir=cache) as fetched:
-                    _fetch_jars(Path(fetched) / "jars", sums)
+                    _fetch_jars(Path(fetched) / "jars")
                     (Path(fetched) / "jars").rename(folder)
     except (OSError, ServerError) as error:
         fix = f"to fix: let Maven reach its repository this once, or set {VARIABLES['elasticmq']}"
         raise LookupError(f"cannot fetch ElasticMQ into {folder}: {error}\n  {fix}") from error
-    java = shutil.which("java")
-    assert java is not None
-    return Program(Path(java), trees=(folder,))
+    return Program(Path(shutil.which("java") or "java"), trees=(folder,))
 
 
 def _missing_for_elasticmq() -> list[str]:
-    return [name for name in ("java", "mvn") if not shutil.which(name)]
+    """Maven is not needed any more once the jars are there."""
+    needed = ("java",) if _elasticmq_jars().exists() else ("java", "mvn")
+    return [name for name in needed if not shutil.which(name)]
 
 
-def _fetch_jars(folder: Path, sums: str) -> None:
+def _elasticmq_jars() -> Path:
+    return debian.cache() / f"elasticmq-{hashlib.sha256(ELASTICMQ_SUMS.read_bytes()).hexdigest()[:12]}"
+
+
+def _fetch_jars(folder: Path) -> None:
     """All jars of ElasticMQ, and no other: each must have the hash that is kept here."""
     goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
     # It runs with the caller's settings: where its repository is, only they know.
     _run(("mvn", "-q", "-B", "-f", ELASTICMQ, goal, f"-DoutputDirectory={folder}"))
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    wanted = {name: digest for digest, name in (line.split() for line in sums.splitlines())}
+    lines = ELASTICMQ_SUMS.read_text().splitlines()
+    wanted = {name: digest for digest, name in (line.split() for line in lines)}
     if wrong := sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)):
         raise ServerError(f"{', '.join(wrong)}: not what {ELASTICMQ_SUMS} says")
 

@@ -6,8 +6,8 @@
     (message,) = sqs.receive(queue)
     sqs.delete(queue, [message])
 
-AWS JSON 1.0 over one kept-alive connection per object, so each thread needs its own. Requests are signed (Signature Version 4)
-with the credentials of the environment: emulators take any, and without an endpoint it is AWS itself that answers.
+AWS JSON 1.0 over one kept-alive connection per object, so each thread needs its own. Requests are signed (Signature
+Version 4) with the credentials of the environment: emulators take any, and without an endpoint it is AWS that answers.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
         assert lost.wait(10) and proxy.calls["SendMessageBatch"] == 2
 
 Each fault is for one action and comes once, unless `times` says otherwise, from its `nth` call on counted from now. Its
-event is set when it has come for the last time. What the proxy of fault_proxy.py can do (cut, refuse, black_hole), this one can too.
+event is set when it has come for the last time. What the proxy of fault_proxy.py can do (cut, refuse, black_hole), this
+one can too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Fixtures for tests against SQS: a module that wants them says ``pytest_plugins = ["python.sqs_store"]``.
 
-Each test with `sqs_url` runs on ministack, and on ElasticMQ too where Java and Maven are found (or DEJQ_TEST_ELASTICMQ_URL is set).
-With DEJQ_TEST_SQS_URL=sqs://REGION/ANY.fifo, without an endpoint, it is AWS itself: queues called dejq-test-… come and go.
+Each test with `sqs_url` runs on ministack, and on ElasticMQ too where Java and Maven are found, or where
+DEJQ_TEST_ELASTICMQ_URL is set. With DEJQ_TEST_SQS_URL=sqs://REGION/ANY.fifo, without an endpoint, it is AWS itself:
+queues called dejq-test-… come and go.
 """
 
 from __future__ import annotations

@@ -129,7 +129,10 @@ def test_an_emulator_of_sqs_creates_a_fifo_queue_and_is_gone_afterwards(name: st
 def test_the_url_of_another_queue_keeps_the_place_or_leads_through_a_proxy() -> None:
     url = "sqs://us-east-1/dejq.fifo?endpoint=http://127.0.0.1:4566"
     assert servers.queue_url(url, "a.fifo") == "sqs://us-east-1/a.fifo?endpoint=http://127.0.0.1:4566"
-    assert servers.queue_url(url, "a.fifo", by="http://127.0.0.1:1") == "sqs://us-east-1/a.fifo?endpoint=http://127.0.0.1:1"
+    assert (
+        servers.queue_url(url, "a.fifo", by="http://127.0.0.1:1")
+        == "sqs://us-east-1/a.fifo?endpoint=http://127.0.0.1:1"
+    )
     assert servers.queue_url("sqs://eu-west-1/x.fifo", "a.fifo") == "sqs://eu-west-1/a.fifo"
     assert servers.endpoint("sqs://eu-west-1/x.fifo") is None
 
@@ -747,7 +750,10 @@ def test_what_is_fetched_of_elasticmq_is_what_was_written_down(monkeypatch: pyte
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("DEJQ_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(servers.ServerError, match=r"pekko\.jar.*not what .*elasticmq\.sha256 says"), servers.elasticmq():
+    with (
+        pytest.raises(servers.ServerError, match=r"pekko\.jar.*not what .*elasticmq\.sha256 says"),
+        servers.elasticmq(),
+    ):
         pass
     assert not list((tmp_path / "cache").glob("elasticmq-*"))
 

@@ -1,4 +1,4 @@
-"""What the SQS store has for its users: jobs and chains, the wire, failures and dead letters, leases, start, statistics."""
+"""What the SQS store has for its users: the wire, jobs and chains, dead letters, leases, the start, statistics."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_chain_of_fifty_goes_by_tens_one_after_the_other(
     chain = sqs_client(by=proxy.endpoint).enqueue(*jobs(50))
     sent = [[each["MessageDeduplicationId"] for each in call["Entries"]] for call in proxy.of("SendMessageBatch")]
     assert [len(batch) for batch in sent] == [10] * 5
-    assert sum(sent, []) == chain
+    assert [id for batch in sent for id in batch] == chain
 
 
 def test_single_jobs_share_batches_of_ten(make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy) -> None:
@@ -161,15 +161,18 @@ def test_a_batch_has_a_mebibyte_at_most(make_queue: MakeQueue, sqs_client: SqsCl
     assert proxy.calls["SendMessageBatch"] == 6
 
 
-@pytest.mark.parametrize("body", ["x" * MIB, "x" * (MIB - 10), "\0" * (MIB // 6)], ids=["body", "attributes", "escapes"])
+@pytest.mark.parametrize(
+    "body", ["x" * MIB, "x" * (MIB - 10), "\0" * (MIB // 6)], ids=["body", "attributes", "escapes"]
+)
 def test_what_is_too_large_with_its_attributes_is_refused_before_it_is_sent(
     make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, body: str
 ) -> None:
     make_queue()
     client = sqs_client(by=proxy.endpoint)
-    with pytest.raises(dejq.BodyTooLarge, match="1048576|attributes") as caught:
+    with pytest.raises(dejq.BodyTooLarge, match="bytes") as caught:
         client.enqueue(PendingJob("job"), PendingJob("job", body))
-    assert caught.value.size > caught.value.limit - 1000
+    assert caught.value.size > caught.value.limit
+    assert MIB - 1024 <= caught.value.limit <= MIB
     assert proxy.calls["SendMessageBatch"] == 0
 
 
@@ -207,9 +210,7 @@ def test_any_character_comes_back_in_headers_or_is_refused_before_it_is_sent(
 # ---- messages of the original --------------------------------------------------------------------------------
 
 
-def go_message(
-    group: str, place: str, type: str, body: str, in_group: int, job_id: str | None = None
-) -> Json:
+def go_message(group: str, place: str, type: str, body: str, in_group: int, job_id: str | None = None) -> Json:
     """As the Go library sends them: random texts of 22 letters and digits as ids, and strings as attributes."""
     attributes = {"job_type": type, "in_group": str(in_group)}
     if job_id:
@@ -412,7 +413,9 @@ def test_a_job_in_the_middle_that_fails_for_good_takes_nobody_with_it(
 ) -> None:
     queue, dead = make_queue(receives=2)
     client = runs.of(sqs_client(backoff=AT_ONCE), "bad", "job")
-    client.enqueue(PendingJob("job", 0), PendingJob("bad", "x"), PendingJob("job", 1), PendingJob("bad", "y"), PendingJob("job", 2))
+    client.enqueue(
+        PendingJob("job", 0), PendingJob("bad", "x"), PendingJob("job", 1), PendingJob("bad", "y"), PendingJob("job", 2)
+    )
     until(lambda: sqs.waiting(dead)[0] == 2)
     emptied(queue)
     # A dependant whose receives were used up with the one before it would be a letter that never ran.
@@ -548,7 +551,9 @@ def test_a_stop_gives_back_what_has_not_started_for_others_to_run_at_once(
     assert runs.bodies == ["held", 0, 1, 2, 3]
 
 
-def test_a_stop_does_not_wait_for_a_long_poll(make_queue: MakeQueue, sqs_client: SqsClient, runs: Runs, proxy: Proxy, until: Until) -> None:
+def test_a_stop_does_not_wait_for_a_long_poll(
+    make_queue: MakeQueue, sqs_client: SqsClient, runs: Runs, proxy: Proxy, until: Until
+) -> None:
     make_queue()
     client = runs.of(sqs_client(by=proxy.endpoint, wait_time=20), "job")
     until(lambda: proxy.calls["ReceiveMessage"] >= 1)
@@ -683,6 +688,44 @@ def test_dead_letters_after_the_first_receive_are_told(make_queue: MakeQueue, sq
     assert "maxReceiveCount" in " ".join(findings(sqs_client())["warn"])
 
 
+def test_dead_letters_that_go_to_a_standard_queue_are_told_and_no_job_is_taken(
+    sqs: Sqs, make_queue: MakeQueue, sqs_client: SqsClient, sqs_queue: str, runs: Runs, log: Log, until: Until
+) -> None:
+    queue, _ = make_queue(receives=0)
+    target = sqs.attributes(sqs.create(f"{sqs_queue.removesuffix('.fifo')}-dead"))["QueueArn"]
+    sqs.set(queue, RedrivePolicy=json.dumps({"deadLetterTargetArn": target, "maxReceiveCount": 5}))
+    client = sqs_client()
+    assert "FIFO" in " ".join(findings(client)["error"])
+    client.enqueue(*jobs(1))
+    runs.of(client, "job")
+    until(lambda: "RedrivePolicy" in log.text)
+    assert not runs.jobs
+    assert sqs.waiting(queue) == (1, 0)
+
+
+@pytest.mark.parametrize(("dlq", "names"), [(True, 2), (False, 1), ("own", 2)])
+def test_create_queue_takes_the_dead_letter_queue_that_it_is_told(
+    sqs: Sqs, sqs_client: SqsClient, sqs_queue: str, dlq: bool | str, names: int
+) -> None:
+    base = sqs_queue.removesuffix(".fifo")
+    wanted = f"{base}-own.fifo" if dlq == "own" else dlq
+    report = sqs_client().create_queue(dlq=wanted, max_receives=7)
+    assert len(report.applied) == len(sqs.names(base)) == names
+    policy = json.loads(sqs.attributes(sqs.url(sqs_queue)).get("RedrivePolicy", "{}"))
+    if dlq:
+        assert int(policy["maxReceiveCount"]) == 7
+        assert policy["deadLetterTargetArn"].endswith(f"{base}-{'own' if dlq == 'own' else 'dlq'}.fifo")
+    else:
+        assert policy == {}
+
+
+@pytest.mark.parametrize("wrong", [{"dlq": "standard"}, {"max_receives": 0}])
+def test_create_queue_refuses_what_cannot_be(sqs: Sqs, sqs_client: SqsClient, sqs_queue: str, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        sqs_client().create_queue(**wrong)
+    assert sqs.names(sqs_queue.removesuffix(".fifo")) == []
+
+
 def test_permissions_that_are_missing_are_told_with_their_names(
     make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy
 ) -> None:
@@ -711,6 +754,37 @@ def test_stats_tell_what_waits_and_what_runs(
     runs.of(client, "held", "job")
     assert runs.held.acquire(timeout=SECONDS)
     until(lambda: client.stats().enqueued_jobs == 0 and client.stats().running == 1)
+
+
+def test_stats_count_the_dead_letters(
+    sqs: Sqs, make_queue: MakeQueue, sqs_client: SqsClient, runs: Runs, until: Until
+) -> None:
+    make_queue(receives=5)
+    client = sqs_client()
+
+    def discard(job: Job) -> None:
+        raise Discard("of no use")
+
+    client.register_handler("bad", discard)
+    client.enqueue_many(jobs(3, "bad"))
+    client.dequeue_loop()
+    until(lambda: client.stats().failed == 3)
+
+
+def test_stats_have_the_calls_of_this_client_by_kind_and_for_each_job(
+    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any
+) -> None:
+    queue, _ = make_queue()
+    client = sqs_client(by=proxy.endpoint)
+    client.enqueue_many(jobs(40))
+    runs.of(client, "job")
+    emptied(queue)
+    client.stop()
+    bill = client.stats().bill
+    assert bill is not None
+    assert dict(bill.calls) == dict(proxy.calls)
+    assert (bill.total, bill.enqueued, bill.ended) == (proxy.calls.total(), 40, 40)
+    assert bill.per_job == pytest.approx(bill.total / 40)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What the tests of the SQS store take for granted of the emulators: without it a green run would say nothing.
 
-Each is a rule of SQS FIFO. ministack and ElasticMQ keep all of them; where they differ from each other or from AWS, a test
-here says so, and one that begins to fail because an emulator got better is good news.
+Each is a rule of SQS FIFO. ministack and ElasticMQ keep all of them; where they differ from each other or from AWS,
+a test here says so, and one that begins to fail because an emulator got better is good news.
 """
 
 from __future__ import annotations
@@ -242,9 +242,7 @@ def test_a_handle_of_an_earlier_receive_deletes_nothing(sqs: Sqs, make_queue: Ma
 # ---- dead letters
 
 
-def test_a_message_that_was_received_too_often_moves_when_it_is_received_again(
-    sqs: Sqs, make_queue: MakeQueue
-) -> None:
+def test_a_message_that_was_received_too_often_moves_when_it_is_received_again(sqs: Sqs, make_queue: MakeQueue) -> None:
     queue, dead = make_queue(receives=2)
     send(sqs, queue, "a1")
     for count in (1, 2):
@@ -258,9 +256,7 @@ def test_a_message_that_was_received_too_often_moves_when_it_is_received_again(
     assert letter["Attributes"]["MessageGroupId"] == "a"
 
 
-def test_a_batch_that_is_released_moves_as_a_whole_whether_it_was_tried_or_not(
-    sqs: Sqs, make_queue: MakeQueue
-) -> None:
+def test_a_batch_that_is_released_moves_as_a_whole_whether_it_was_tried_or_not(sqs: Sqs, make_queue: MakeQueue) -> None:
     """Why dependants need care: the receive counts of a batch rise together."""
     queue, dead = make_queue(receives=2)
     send(sqs, queue, "a1", "a2")

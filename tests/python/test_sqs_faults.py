@@ -1,7 +1,7 @@
 """What happens to jobs in SQS when answers are lost, calls fail or are throttled, receipts expire, and workers die.
 
-The rules of retries, leases and dead letters have their authority in the virtual clock of the Rust tests; here they meet real
-sockets, and two emulators.
+The rules of retries, leases and dead letters have their authority in the virtual clock of the Rust tests; here they
+meet real sockets, and two emulators.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import dejq
 import servers
 import sqs_api
 import sqs_faults
-from dejq import Backoff, BackendUnavailable, Client, DejqError, Job, OutcomeUnknown, PendingJob
+from dejq import BackendUnavailable, Backoff, Client, DejqError, Job, OutcomeUnknown, PendingJob
 from python.conftest import SECONDS
 from python.programs.harness import Program
 from sqs_api import Sqs
 from sqs_faults import INTERNAL, REQUEST_THROTTLED, THROTTLED, UNAVAILABLE, Proxy
 
 if TYPE_CHECKING:
-    from python.conftest import Log, Until
+    from python.conftest import Until
     from python.sqs_store import MakeQueue, SqsClient
 
 pytest_plugins = ["python.sqs_store"]
