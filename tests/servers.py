@@ -1192,7 +1192,7 @@ def _sqs_wheel() -> Program:
             if not complete.exists():
                 print(f"installing the SQS emulator into {folder} (once)", file=sys.stderr)
                 _run((sys.executable, "-m", "venv", "--clear", folder))
-                _run((folder / "bin" / "pip", "install", "--quiet", "-r", REQUIREMENTS_SQS))
+                _run((folder / "bin" / "pip", "install", "--quiet", "--require-hashes", "-r", REQUIREMENTS_SQS))
                 complete.touch()
     except (OSError, ServerError) as error:
         fix = f"to fix: let pip reach its index this once, or set {VARIABLES['sqs']}"
