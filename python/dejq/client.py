@@ -432,8 +432,26 @@ class Client:
         self._native.vacuum()
 
     def migrate(self) -> MigrationReport:
-        """Creates or upgrades what the store needs. Nothing to do on memory."""
+        """Creates or upgrades what the store needs: a schema, or the queues of SQS. Nothing to do on memory and Redis."""
         return self._native.migrate()
+
+    def create_queue(self, *, dlq: bool | str = True, max_receives: int = 5) -> MigrationReport:
+        """Creates the queue of this client, with settings that suit jobs, if it is missing. SQS only.
+
+        A queue that is there is left as it is. Needs ``sqs:CreateQueue``; ``dejq migrate`` does the same with the
+        defaults.
+
+        Args:
+            dlq: Where jobs go that failed for good: ``True`` for a queue named after this one (``jobs.fifo`` has
+                ``jobs-dlq.fifo``), the name of another FIFO queue, or ``False``: they are deleted.
+            max_receives: A job that was handed out so often goes there instead of being handed out again.
+
+        Raises:
+            ConfigError: `dlq` or `max_receives` cannot be used, or AWS does not allow it.
+            NotSupported: The store has no queues of its own.
+        """
+        name = dlq if isinstance(dlq, str) else None
+        return self._native.create_queue(bool(dlq), name, max_receives)
 
     def check(self) -> list[Finding]:
         """Looks for what would go wrong later: what ``dejq doctor`` prints."""
@@ -509,6 +527,29 @@ def redis(url: str = "redis://localhost", *, queue: str = "dejq", **options: Any
         **options: See `Client`.
     """
     return Client(url, queue=queue, **options)
+
+
+def sqs(
+    queue: str,
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    profile: str | None = None,
+    **options: Any,
+) -> Client:
+    """Makes a client of a FIFO queue of AWS SQS.
+
+    Credentials come from where all tools of AWS look for them: environment, profile, role of the machine.
+
+    Args:
+        queue: Its name, URL or ARN; the name ends in ``.fifo``.
+        region: Default: that of the ARN, then ``AWS_REGION`` or the profile.
+        endpoint: URL of something that speaks like SQS: an emulator, a VPC endpoint.
+        profile: A section of ``~/.aws/config``.
+        **options: ``wait_time`` (whole seconds that one poll waits, 0 to 20, default 20), ``batch_size`` (messages of one
+            call, 1 to 10, default 10), ``pollers`` (polls at the same time, default 1); for the others see `Client`.
+    """
+    return Client(f"sqs://{region or ''}", queue=queue, endpoint=endpoint, profile=profile, **options)
 
 
 def _cancels_rest(on_failure: OnFailure) -> bool:

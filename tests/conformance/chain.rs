@@ -107,7 +107,7 @@ for_every_backend! {
         let next = queue.finish_and_take(&queue.take("a").await, "b").await;
         queue.assert_held(&next).await;
         queue.pass(LEASE + 1).await;
-        assert_eq!(queue.rescue(3).await.requeued, 1);
+        queue.assert_rescued(1).await;
         queue.assert_lost(&next, Outcome::Finished).await;
         assert_eq!(queue.take("b").await.job.id, b);
     }

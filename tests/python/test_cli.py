@@ -227,6 +227,7 @@ CODES = {
     dejq.ConfigError: 2,
     dejq.BodyError: 2,
     dejq.BodyTooLarge: 2,
+    dejq.ChainBroken: 1,
     dejq.UnknownJob: 1,
     dejq.WrongState: 1,
     dejq.NotSupported: 1,

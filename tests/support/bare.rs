@@ -24,7 +24,13 @@ impl Backend for Bare {
             in_process: true,
             inspects: false,
             transactions: false,
+            keeps_keys: true,
+            counts_attempts: true,
+            tells_rescues: true,
+            counts_exactly: true,
+            hands_over_always: true,
             max_lease: None,
+            max_delay: None,
             max_body: 10,
         }
     }

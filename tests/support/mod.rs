@@ -2,6 +2,7 @@
 
 mod bare;
 mod queue;
+pub mod sqs;
 
 use std::fmt::{Debug, Display};
 

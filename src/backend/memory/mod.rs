@@ -101,7 +101,13 @@ impl Backend for MemoryBackend {
             in_process: true,
             inspects: true,
             transactions: false,
+            keeps_keys: true,
+            counts_attempts: true,
+            tells_rescues: true,
+            counts_exactly: true,
+            hands_over_always: true,
             max_lease: None,
+            max_delay: None,
             max_body: self.options.max_body,
         }
     }

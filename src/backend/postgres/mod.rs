@@ -195,7 +195,13 @@ impl Backend for PostgresBackend {
             in_process: false,
             inspects: true,
             transactions: true,
+            keeps_keys: true,
+            counts_attempts: true,
+            tells_rescues: true,
+            counts_exactly: true,
+            hands_over_always: true,
             max_lease: None,
+            max_delay: None,
             max_body: self.options.max_body,
         }
     }

@@ -162,7 +162,13 @@ impl Backend for RedisBackend {
             in_process: false,
             inspects: true,
             transactions: false,
+            keeps_keys: true,
+            counts_attempts: true,
+            tells_rescues: true,
+            counts_exactly: true,
+            hands_over_always: true,
             max_lease: None,
+            max_delay: None,
             max_body: self.settings.max_body,
         }
     }
