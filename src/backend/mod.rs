@@ -156,6 +156,9 @@ pub struct Guarantees {
     pub inspects: bool,
     /// Jobs can be stored in the caller's own transaction.
     pub transactions: bool,
+    /// A call is stored whole or not at all, however many jobs it has; otherwise
+    /// [`ErrorKind::ChainBroken`] says which are stored.
+    pub stores_whole_calls: bool,
     /// Unique keys are kept; a store that cannot refuses such jobs.
     pub keeps_keys: bool,
     /// `attempt` counts runs alone; otherwise it grows with a give-back and a rescue too.

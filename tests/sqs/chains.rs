@@ -45,7 +45,8 @@ async fn history(seed: u64) {
     let place: HashMap<JobId, (JobId, u32)> =
         jobs.iter().map(|job| (job.id, (job.chain.id, job.chain.position))).collect();
     let mut started: BTreeMap<JobId, Vec<u32>> = BTreeMap::new();
-    let mut workers: Vec<Worker> = (0..3).map(|_| Worker { client: stage.client(), running: Vec::new() }).collect();
+    let mut workers: Vec<Worker> =
+        (0..3).map(|_| Worker { client: stage.client(), running: Vec::new() }).collect();
     let mut steps = 0;
     let note = |started: &mut BTreeMap<JobId, Vec<u32>>, leased: &[Leased]| {
         for leased in leased {

@@ -58,7 +58,10 @@ async fn a_job_that_gives_up_early_is_put_into_the_dead_letter_queue_whole() {
     assert_eq!(b.job.id, ids[1]);
     let queues = stage.fake.queues();
     let dead = &queues[DEAD].messages[0];
-    assert_eq!((dead.body.as_str(), dead.attributes["job_id"]["StringValue"].as_str()), ("1", Some(&*ids[0].to_string())));
+    assert_eq!(
+        (dead.body.as_str(), dead.attributes["job_id"]["StringValue"].as_str()),
+        ("1", Some(&*ids[0].to_string()))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,10 +168,7 @@ async fn a_delay_costs_a_receive_and_is_no_attempt() {
 async fn what_cannot_be_read_is_never_deleted_and_holds_up_the_rest_no_longer_than_its_receives() {
     let stage = Stage::with_dead_letters(3).await;
     let client = stage.client();
-    stage
-        .client()
-        .enqueue(&chain(1, OnFailure::Continue))
-        .await;
+    stage.client().enqueue(&chain(1, OnFailure::Continue)).await;
     let a = client.take_one(10).await;
     client.settle(&a, Outcome::Finished).await;
     let poison = crate::messages::raw("not json", "g", "1", &[("job_type", "t")]);

@@ -24,7 +24,12 @@ async fn an_enqueue_whose_answer_is_lost_stores_nothing_twice() {
 #[tokio::test(start_paused = true)]
 async fn an_enqueue_waits_out_a_service_that_is_away_for_a_moment() {
     let stage = Stage::with_dead_letters(5).await;
-    for (status, code) in [(503, "ServiceUnavailable"), (400, "RequestThrottled"), (500, "InternalFailure"), (400, "ThrottlingException")] {
+    for (status, code) in [
+        (503, "ServiceUnavailable"),
+        (400, "RequestThrottled"),
+        (500, "InternalFailure"),
+        (400, "ThrottlingException"),
+    ] {
         stage.fake.fail("SendMessageBatch", Fault::Refuse(status, code));
     }
     stage.client().enqueue(&[job("1"), job("2")]).await;
@@ -91,8 +96,11 @@ async fn one_broken_call_does_not_fail_others_that_came_at_the_same_time() {
     let client = stage.client();
     let too_large = job(&format!("\"{}\"", "x".repeat(1024 * 1024)));
     let (one, large, three) = ([job("1")], [too_large], [job("3")]);
-    let (one, large, three) =
-        tokio::join!(client.backend.enqueue(&one), client.backend.enqueue(&large), client.backend.enqueue(&three));
+    let (one, large, three) = tokio::join!(
+        client.backend.enqueue(&one),
+        client.backend.enqueue(&large),
+        client.backend.enqueue(&three)
+    );
     assert!(one.is_ok() && three.is_ok());
     assert!(matches!(large.unwrap_err().kind(), ErrorKind::BodyTooLarge { limit: 1_048_576, .. }));
 }

@@ -16,7 +16,8 @@ pub fn raw(body: &str, group: &str, id: &str, attributes: &[(&str, &str)]) -> Se
         .message_group_id(group)
         .message_deduplication_id(id);
     for (name, value) in attributes {
-        let value = MessageAttributeValue::builder().data_type("String").string_value(*value).build().unwrap();
+        let value =
+            MessageAttributeValue::builder().data_type("String").string_value(*value).build().unwrap();
         entry = entry.message_attributes(*name, value);
     }
     entry.build().unwrap()
@@ -87,6 +88,9 @@ async fn a_message_is_weighed_with_its_attributes_before_it_is_sent() {
     let headers = dejq::job::Headers::from([("h".to_owned(), "x".repeat(4000))]);
     let heavy = NewJob { headers: Some(headers.into()), ..large(most) };
     let error = client.backend.enqueue(&[heavy]).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::BodyTooLarge { size, limit: 1_048_576 } if *size > 1_048_576), "{error}");
+    assert!(
+        matches!(error.kind(), ErrorKind::BodyTooLarge { size, limit: 1_048_576 } if *size > 1_048_576),
+        "{error}"
+    );
     assert_eq!(stage.fake.calls("SendMessageBatch"), sent);
 }

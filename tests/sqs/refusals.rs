@@ -21,7 +21,11 @@ async fn a_missing_queue_is_told_with_the_way_to_create_it() {
     let fake = Fake::new();
     let backend = fake.connect(URL, &[]);
     let error = backend.enqueue(&[job("1")]).await.unwrap_err();
-    assert_says(&error, &ErrorKind::SchemaMissing, &["no queue jobs.fifo in us-east-1", "dejq migrate", "create_queue()"]);
+    assert_says(
+        &error,
+        &ErrorKind::SchemaMissing,
+        &["no queue jobs.fifo in us-east-1", "dejq migrate", "create_queue()"],
+    );
     assert!(!backend.migrate().await.unwrap().is_empty());
     assert_eq!(backend.migrate().await.unwrap(), [] as [String; 0]);
     backend.enqueue(&[job("1")]).await.unwrap();
@@ -50,7 +54,8 @@ async fn who_may_not_delete_takes_no_job() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_queue_that_is_no_fifo_queue_is_told_before_the_first_job() {
     let stage = Stage::with_dead_letters(5).await;
-    let policy = r#"{"deadLetterTargetArn": "arn:aws:sqs:us-east-1:000000000000:dead", "maxReceiveCount": 5}"#;
+    let policy =
+        r#"{"deadLetterTargetArn": "arn:aws:sqs:us-east-1:000000000000:dead", "maxReceiveCount": 5}"#;
     stage.fake.queues().get_mut(QUEUE).unwrap().attributes.insert("RedrivePolicy".into(), policy.into());
     let client = stage.client();
     let error = client.try_claim(&["t"], 1, Duration::ZERO).await.unwrap_err();
@@ -86,7 +91,10 @@ async fn doctor_warns_of_a_queue_that_works_with_a_risk() {
         attributes.insert("MessageRetentionPeriod".into(), "60".into());
     }
     let findings = stage.client().backend.check().await.unwrap();
-    let warned: Vec<&str> =
-        findings.iter().filter(|finding| finding.level == Level::Warn).map(|finding| finding.name.as_str()).collect();
+    let warned: Vec<&str> = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Warn)
+        .map(|finding| finding.name.as_str())
+        .collect();
     assert_eq!(warned, ["dead letters", "throughput", "retention"]);
 }

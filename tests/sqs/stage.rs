@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use dejq::backend::sqs::SqsBackend;
 use dejq::backend::{
-    Backend, Claim, DeadLetters, HandOff, Lease, Leased, NewQueue, Outcome, Revocation, SettleReply, Settled, WorkerId,
+    Backend, Claim, DeadLetters, HandOff, Lease, Leased, NewQueue, Outcome, Revocation, SettleReply, Settled,
+    WorkerId,
 };
 use dejq::job::{Body, Failure, JobId, JobType, NewJob, OnFailure};
 use tokio_util::sync::CancellationToken;
@@ -74,10 +75,15 @@ impl Client {
         self.try_claim(types, limit, wait).await.unwrap()
     }
 
-    pub async fn try_claim(&self, types: &[&str], limit: usize, wait: Duration) -> dejq::error::Result<Vec<Leased>> {
+    pub async fn try_claim(
+        &self,
+        types: &[&str],
+        limit: usize,
+        wait: Duration,
+    ) -> dejq::error::Result<Vec<Leased>> {
         let types: Vec<JobType> = types.iter().map(|name| a_type(name)).collect();
-        let want = Claim { worker: self.worker, types: &types, limit, lease: LEASE, wait, stop: &self.stop };
-        self.backend.claim(&want).await
+        let asked = Claim { worker: self.worker, types: &types, limit, lease: LEASE, wait, stop: &self.stop };
+        self.backend.claim(&asked).await
     }
 
     /// What is ready now, of the type "t".
@@ -97,8 +103,10 @@ impl Client {
     }
 
     pub async fn settle_all(&self, ends: &[(&Leased, Outcome)]) -> dejq::error::Result<SettleReply> {
-        let done: Vec<Settled> =
-            ends.iter().map(|(leased, outcome)| Settled { lease: lease(leased), outcome: outcome.clone() }).collect();
+        let done: Vec<Settled> = ends
+            .iter()
+            .map(|(leased, outcome)| Settled { lease: lease(leased), outcome: outcome.clone() })
+            .collect();
         let types = [a_type("t")];
         self.backend.settle(&done, &HandOff { worker: self.worker, types: &types, lease: LEASE }).await
     }
@@ -111,8 +119,8 @@ impl Client {
     }
 
     pub async fn beat(&self, leased: &[&Leased]) -> Vec<(Lease, Revocation)> {
-        let leases: Vec<Lease> = leased.iter().map(|leased| lease(leased)).collect();
-        self.backend.extend(self.worker, &leases, LEASE).await.unwrap()
+        let held: Vec<Lease> = leased.iter().map(|leased| lease(leased)).collect();
+        self.backend.extend(self.worker, &held, LEASE).await.unwrap()
     }
 
     pub async fn give_back(&self, leased: &Leased) {

@@ -24,6 +24,7 @@ impl Backend for Bare {
             in_process: true,
             inspects: false,
             transactions: false,
+            stores_whole_calls: true,
             keeps_keys: true,
             counts_attempts: true,
             tells_rescues: true,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use dejq::backend::memory::{MemoryBackend, MemoryOptions};
 use dejq::backend::{
-    Backend, Claim, Counts, Guarantees, HandOff, Lease, Leased, Options, Outcome, Rescued, Revocation, SettleReply,
-    Settled, WorkerId, connect,
+    Backend, Claim, Counts, DeadLetters, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Outcome,
+    Rescued, Revocation, SettleReply, Settled, WorkerId, connect,
 };
 use dejq::error::ErrorKind;
 use dejq::job::{JobId, JobType, NewJob, OnFailure, State};
@@ -121,6 +121,11 @@ impl TestQueue {
     pub async fn open(store: Store) -> Self {
         let name = format!("test {}", JobId::generate());
         let backend = store.connect(&name);
+        if matches!(store, Store::Sqs) {
+            // Receives are not what these tests are about.
+            let wanted = NewQueue { dead_letters: DeadLetters::None, ..NewQueue::default() };
+            backend.create_queue(&wanted).await.unwrap();
+        }
         backend.migrate().await.unwrap();
         let worker = WorkerId(JobId::generate());
         Self { backend, worker, store, name, tick: store.tick() }
@@ -219,6 +224,7 @@ impl TestQueue {
         Claiming { task, stop }
     }
 
+    /// As a worker does, gives back what is of no type that was asked for, and lets the time pass after which it comes again.
     pub async fn claim_until(
         &self,
         types: &[&str],
@@ -234,7 +240,25 @@ impl TestQueue {
             wait: self.ticks(wait),
             stop,
         };
-        self.backend.claim(&asked).await.unwrap()
+        let mut hidden = 0;
+        let taken = loop {
+            let leased = self.backend.claim(&asked).await.unwrap();
+            let is_asked = |leased: &Leased| types.contains(&leased.job.job_type.as_str());
+            let (taken, others): (Vec<_>, Vec<_>) = leased.into_iter().partition(is_asked);
+            assert!(
+                others.is_empty() || !self.backend.guarantees().filters_types,
+                "not asked for: {others:?}"
+            );
+            self.give_back(&others).await;
+            hidden += others.len();
+            if others.is_empty() || !taken.is_empty() {
+                break taken;
+            }
+        };
+        if hidden > 0 {
+            self.pass(1).await;
+        }
+        taken
     }
 
     /// So many attempts have started, or, where nothing else is counted, so often was the job handed out.
@@ -319,7 +343,12 @@ impl TestQueue {
 
     /// Finishes the job and takes the next one of its chain in the same step.
     pub async fn finish_and_take(&self, leased: &Leased, next_type: &str) -> Leased {
-        let reply = self.settle(leased, Outcome::Finished, &[next_type]).await;
+        self.end_and_take(leased, Outcome::Finished, next_type).await
+    }
+
+    /// Ends the job for good and takes the next one of its chain; in the same step, if the store always hands it over.
+    pub async fn end_and_take(&self, leased: &Leased, outcome: Outcome, next_type: &str) -> Leased {
+        let reply = self.settle(leased, outcome, &[next_type]).await;
         if reply.next.is_empty() && !self.backend.guarantees().hands_over_always {
             return self.take(next_type).await;
         }
@@ -389,8 +418,10 @@ impl TestQueue {
     fn assert_these(&self, counts: &Counts, expected: &[(State, u64)]) {
         if !self.backend.guarantees().counts_exactly {
             // What is left to do is known, but not what it waits for.
-            let left = expected.iter().filter(|(state, _)| !state.is_final()).map(|(_, count)| count).sum();
-            let told = [State::Blocked, State::Scheduled, State::Ready, State::Running].map(|state| count(counts, state));
+            let left: u64 =
+                expected.iter().filter(|(state, _)| !state.is_final()).map(|(_, count)| *count).sum();
+            let told = [State::Blocked, State::Scheduled, State::Ready, State::Running]
+                .map(|state| count(counts, state));
             return assert_eq!(told.into_iter().flatten().sum::<u64>(), left, "jobs that are left");
         }
         let must_tell = self.backend.guarantees().inspects;

@@ -101,6 +101,7 @@ impl Backend for MemoryBackend {
             in_process: true,
             inspects: true,
             transactions: false,
+            stores_whole_calls: true,
             keeps_keys: true,
             counts_attempts: true,
             tells_rescues: true,

@@ -195,6 +195,7 @@ impl Backend for PostgresBackend {
             in_process: false,
             inspects: true,
             transactions: true,
+            stores_whole_calls: true,
             keeps_keys: true,
             counts_attempts: true,
             tells_rescues: true,

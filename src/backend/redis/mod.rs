@@ -162,6 +162,7 @@ impl Backend for RedisBackend {
             in_process: false,
             inspects: true,
             transactions: false,
+            stores_whole_calls: true,
             keeps_keys: true,
             counts_attempts: true,
             tells_rescues: true,

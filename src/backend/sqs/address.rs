@@ -19,7 +19,10 @@ pub(super) enum Queue {
     /// In the account of the credentials.
     Name(String),
     Url(String),
-    Arn { account: String, name: String },
+    Arn {
+        account: String,
+        name: String,
+    },
 }
 
 impl Queue {
@@ -94,11 +97,15 @@ impl Address {
             )));
         }
         let wait = options.take("wait_time", "a whole number of seconds from 0 to 20", |text| {
-            text.parse::<f64>().ok().filter(|wait| wait.fract() == 0.0 && (0.0..=MOST_WAIT as f64).contains(wait))
+            text.parse::<f64>()
+                .ok()
+                .filter(|wait| wait.fract() == 0.0 && (0.0..=MOST_WAIT as f64).contains(wait))
         })?;
         let within = |text: &str, most: usize| text.parse().ok().filter(|number| (1..=most).contains(number));
-        let batch = options.take("batch_size", "a whole number from 1 to 10", |text| within(text, MOST_BATCH))?;
-        let pollers = options.take("pollers", "a whole number from 1 to 64", |text| within(text, MOST_POLLERS))?;
+        let batch =
+            options.take("batch_size", "a whole number from 1 to 10", |text| within(text, MOST_BATCH))?;
+        let pollers =
+            options.take("pollers", "a whole number from 1 to 64", |text| within(text, MOST_POLLERS))?;
         Ok(Self {
             queue,
             region,
@@ -109,6 +116,11 @@ impl Address {
             pollers: pollers.unwrap_or(1),
         })
     }
+}
+
+/// The ending of a FIFO queue's name, in lower case always.
+pub(super) fn is_fifo(name: &str) -> bool {
+    name.as_bytes().ends_with(b".fifo")
 }
 
 /// The queue that an ARN names.
@@ -157,7 +169,8 @@ mod tests {
 
     #[test]
     fn a_queue_is_named_by_url_option_or_arn() {
-        let address = parse("sqs://eu-west-1/jobs.fifo?endpoint=http://127.0.0.1:1&pollers=2&wait_time=5&batch_size=1");
+        let address =
+            parse("sqs://eu-west-1/jobs.fifo?endpoint=http://127.0.0.1:1&pollers=2&wait_time=5&batch_size=1");
         let address = address.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(address.queue, Queue::Name("jobs.fifo".into()));
         assert_eq!(address.region.as_deref(), Some("eu-west-1"));

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::Core;
 use super::claim::{backoff, too_long};
-use super::hand::Held;
-use super::link::whole_seconds;
+use super::hand::{Hand, Held};
+use super::link::{Verdicts, whole_seconds};
 use super::settle::{MARGIN, MOST_HIDDEN};
 use crate::backend::remote::Doing;
 use crate::backend::{Lease, Revocation, WorkerId};
@@ -33,18 +33,24 @@ struct Beaten {
 
 impl Core {
     /// Renews all that this worker has in hand: what runs, and what waits behind it.
-    pub async fn beat(&self, worker: WorkerId, leases: &[Lease], lease: Duration) -> Result<Vec<(Lease, Revocation)>> {
+    pub async fn beat(
+        &self,
+        worker: WorkerId,
+        leases: &[Lease],
+        lease: Duration,
+    ) -> Result<Vec<(Lease, Revocation)>> {
         let _turn = self.visibility.lock().await;
         let now = Instant::now();
         let time = Duration::from_secs(whole_seconds(lease).max(1) as u64);
         let mut revoked: Vec<Lease> = Vec::new();
-        let (beaten, back) = self.list_for_beat(worker, leases, time, &mut revoked);
-        let changes: Vec<(String, Duration)> = beaten.iter().map(|one| (one.receipt.clone(), one.time)).collect();
-        let verdicts = match changes.is_empty() {
-            true => super::link::Verdicts::default(),
-            false => self.link.hide(Doing::Read("the heartbeat"), &changes).await?,
+        let (beaten, mut back) = self.list_for_beat(worker, leases, time, &mut revoked);
+        let changes: Vec<(String, Duration)> =
+            beaten.iter().map(|one| (one.receipt.clone(), one.time)).collect();
+        let verdicts = if changes.is_empty() {
+            Verdicts::default()
+        } else {
+            self.link.hide(Doing::Read("the heartbeat"), &changes).await?
         };
-        let mut back = back;
         {
             let mut hand = self.hand();
             let mut is_renewed = vec![true; beaten.len()];
@@ -66,14 +72,19 @@ impl Core {
                 hand.renew(&one.group, one.id, &one.receipt, now, now + time);
             }
         }
-        let back: Vec<(String, Duration)> = back.into_iter().map(|receipt| (receipt, Duration::ZERO)).collect();
+        let back: Vec<(String, Duration)> =
+            back.into_iter().map(|receipt| (receipt, Duration::ZERO)).collect();
         if !back.is_empty() {
             let _ = self.link.hide(GIVING_BACK, &back).await;
         }
         if let Some(error) = verdicts.error {
             return Err(error);
         }
-        Ok(leases.iter().filter(|lease| revoked.contains(lease)).map(|lease| (*lease, Revocation::Lost)).collect())
+        Ok(leases
+            .iter()
+            .filter(|lease| revoked.contains(lease))
+            .map(|lease| (*lease, Revocation::Lost))
+            .collect())
     }
 
     /// What is to be renewed; and receipts of what stands behind those whose 12 hours are over.
@@ -170,7 +181,10 @@ impl Core {
         };
         if let Some(error) = failed {
             log::write(Verbosity::Errors, None, || {
-                format!("{} messages could not be given back, their leases will run out: {error}", changes.len())
+                format!(
+                    "{} messages could not be given back, their leases will run out: {error}",
+                    changes.len()
+                )
             });
         }
     }
@@ -184,13 +198,19 @@ impl Core {
 
 /// A group goes back: its head after this time, and the rest so much later that the head comes first and alone.
 fn returned(group: Vec<Held>, time: Duration) -> impl Iterator<Item = (String, Duration)> {
-    group.into_iter().enumerate().map(move |(at, held)| (held.receipt, if at == 0 { time } else { time + MARGIN }))
+    group
+        .into_iter()
+        .enumerate()
+        .map(move |(at, held)| (held.receipt, if at == 0 { time } else { time + MARGIN }))
 }
 
 /// Lets go of a message that is lost, and returns the receipts of those behind it, which must not start either.
-fn drop_from(hand: &mut super::hand::Hand, group: &str, id: JobId) -> Vec<String> {
-    let ids: Vec<(JobId, String)> =
-        hand.group(group).skip_while(|held| held.job.id != id).map(|held| (held.job.id, held.receipt.clone())).collect();
+fn drop_from(hand: &mut Hand, group: &str, id: JobId) -> Vec<String> {
+    let ids: Vec<(JobId, String)> = hand
+        .group(group)
+        .skip_while(|held| held.job.id != id)
+        .map(|held| (held.job.id, held.receipt.clone()))
+        .collect();
     ids.into_iter()
         .enumerate()
         .filter_map(|(at, (id, receipt))| {

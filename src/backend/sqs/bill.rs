@@ -54,8 +54,11 @@ impl Bill {
 
     pub fn read(&self) -> crate::backend::Bill {
         let calls = |api: Api| self.calls[api as usize].load(Ordering::Relaxed);
-        let calls: BTreeMap<&'static str, u64> =
-            Api::ALL.into_iter().map(|api| (api.name(), calls(api))).filter(|(_, calls)| *calls > 0).collect();
+        let calls: BTreeMap<&'static str, u64> = Api::ALL
+            .into_iter()
+            .map(|api| (api.name(), calls(api)))
+            .filter(|(_, calls)| *calls > 0)
+            .collect();
         crate::backend::Bill {
             calls,
             enqueued: self.enqueued.load(Ordering::Relaxed),

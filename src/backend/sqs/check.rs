@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Core;
+use super::address::is_fifo;
 use super::errors;
 use super::queue::Queue;
 use crate::backend::remote::Doing;
@@ -57,7 +58,12 @@ impl Core {
         let queue = match self.link.queue().await {
             Ok(queue) => queue,
             Err(error) if matches!(error.kind(), ErrorKind::SchemaMissing) => {
-                return Ok(vec![finding(Level::Error, "queue", error.text().to_owned(), Some("dejq migrate"))]);
+                return Ok(vec![finding(
+                    Level::Error,
+                    "queue",
+                    error.text().to_owned(),
+                    Some("dejq migrate"),
+                )]);
             }
             Err(error) => return Err(error),
         };
@@ -66,11 +72,17 @@ impl Core {
             Ok(()) => findings.push(finding(
                 Level::Ok,
                 "permissions",
-                "messages may be deleted and hidden; sending and receiving show when they are done".to_owned(),
+                "messages may be deleted and hidden; sending and receiving show when they are done"
+                    .to_owned(),
                 None,
             )),
             Err(error) => {
-                findings.push(finding(Level::Error, "permissions", error.text().to_owned(), Some("docs/sqs.md has the policy")));
+                findings.push(finding(
+                    Level::Error,
+                    "permissions",
+                    error.text().to_owned(),
+                    Some("docs/sqs.md has the policy"),
+                ));
             }
         }
         findings.extend(dead_letters(&queue));
@@ -103,11 +115,12 @@ fn dead_letters(queue: &Queue) -> Option<Finding> {
     let Some(redrive) = &queue.redrive else {
         return finding(
             Level::Warn,
-            "there is no redrive policy: a job that fails for good is deleted, and only its log line is left".to_owned(),
+            "there is no redrive policy: a job that fails for good is deleted, and only its log line is left"
+                .to_owned(),
             "give the queue a RedrivePolicy with a FIFO dead-letter queue and maxReceiveCount 5, or create it with `dejq migrate`",
         );
     };
-    if !redrive.arn.ends_with(".fifo") {
+    if !is_fifo(&redrive.arn) {
         return finding(
             Level::Error,
             format!(

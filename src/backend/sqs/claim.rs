@@ -70,7 +70,7 @@ impl Core {
         let types: FxHashSet<&JobType> = want.types.iter().collect();
         let batch = self.link.address.batch_size;
         let most_polls = self.link.address.pollers.min(want.limit.div_ceil(batch)).max(1);
-        let mut polls: JoinSet<Result<()>> = JoinSet::new();
+        let mut polls: JoinSet<Result<usize>> = JoinSet::new();
         let mut has_looked = false;
         let taken = loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -80,16 +80,19 @@ impl Core {
             let left = deadline.saturating_duration_since(Instant::now());
             // Who does not wait looks once all the same.
             has_looked |= want.wait.is_zero() && !has_room;
-            if !taken.is_empty() || want.stop.is_cancelled() || left.is_zero() && has_looked && polls.is_empty() {
+            if !taken.is_empty()
+                || want.stop.is_cancelled()
+                || left.is_zero() && has_looked && polls.is_empty()
+            {
                 break taken;
             }
             // A poll of another claim serves this one as well, unless it would have to wait for it.
             let may_start = |own: usize| {
-                has_room && (self.polling.load(Ordering::SeqCst) < most_polls || want.wait.is_zero() && own == 0)
+                has_room
+                    && (self.polling.load(Ordering::SeqCst) < most_polls || want.wait.is_zero() && own == 0)
             };
             while may_start(polls.len()) {
                 self.polling.fetch_add(1, Ordering::SeqCst);
-                has_looked = true;
                 let poll = Poll {
                     worker: want.worker,
                     most: if self.is_singly() { 1 } else { want.limit.min(batch) },
@@ -104,10 +107,14 @@ impl Core {
                 biased;
                 () = want.stop.cancelled() => {}
                 Some(ended) = polls.join_next() => {
-                    // A poll that panicked has said so already.
-                    if let Ok(Err(error)) = ended {
-                        polls.detach_all();
-                        return Err(error);
+                    match ended {
+                        Ok(Ok(brought)) => has_looked |= brought == 0,
+                        Ok(Err(error)) => {
+                            polls.detach_all();
+                            return Err(error);
+                        }
+                        // It panicked, and has said so.
+                        Err(_) => has_looked = true,
                     }
                 }
                 () = changed => {}
@@ -161,7 +168,8 @@ impl Core {
         Ok(())
     }
 
-    async fn poll(&self, poll: Poll) -> Result<()> {
+    /// Says how many messages it brought.
+    async fn poll(&self, poll: Poll) -> Result<usize> {
         let result = {
             let _polling = Polling(&self.polling);
             self.ask(&poll).await
@@ -170,7 +178,7 @@ impl Core {
         result
     }
 
-    async fn ask(&self, poll: &Poll) -> Result<()> {
+    async fn ask(&self, poll: &Poll) -> Result<usize> {
         let url = self.link.queue().await?.url.clone();
         let mut question = Question {
             attempt: JobId::generate().to_string(),
@@ -193,15 +201,24 @@ impl Core {
                         let receipts = messages.into_iter().filter_map(|message| message.receipt_handle);
                         self.let_go(receipts.map(|receipt| (receipt, Duration::ZERO)).collect()).await;
                     }
-                    return Ok(());
+                    return Ok(0);
                 }
             };
             match answer {
                 Ok(messages) => {
+                    let brought = messages.len();
                     // SQS answers when the wait is over at the latest: an answer that comes later was held up.
                     let since = Instant::now().min(sent + question.wait + Duration::from_secs(1));
-                    self.take_in(poll.worker, messages, asked, since, question.lease, poll.stop.is_cancelled()).await;
-                    return Ok(());
+                    self.take_in(
+                        poll.worker,
+                        messages,
+                        asked,
+                        since,
+                        question.lease,
+                        poll.stop.is_cancelled(),
+                    )
+                    .await;
+                    return Ok(brought);
                 }
                 Err(error) if *error.kind() == ErrorKind::OutcomeUnknown && repeats < REPEATS => {
                     repeats += 1;
@@ -243,7 +260,14 @@ impl Core {
             if is_stopping {
                 hidden.extend(incoming.into_iter().map(|incoming| (incoming.receipt, Duration::ZERO)));
             } else {
-                self.take_in_group(worker, &name, incoming, (asked, since, until), &mut hidden, &mut cancelled);
+                self.take_in_group(
+                    worker,
+                    &name,
+                    incoming,
+                    (asked, since, until),
+                    &mut hidden,
+                    &mut cancelled,
+                );
             }
         }
         self.changed.notify_waiters();
@@ -303,7 +327,8 @@ impl Core {
                 continue;
             }
             let mut job = job;
-            job.last_attempt = queue.as_ref().and_then(|queue| queue.last_attempt(job.attempt, incoming.receives));
+            job.last_attempt =
+                queue.as_ref().and_then(|queue| queue.last_attempt(job.attempt, incoming.receives));
             let is_known = self.workers().values().any(|here| here.types.contains(&job.job_type));
             hand.insert(name, Held::new(job, &incoming, worker, is_known, times));
         }
@@ -323,7 +348,9 @@ impl Core {
 
     /// Of messages behind another one, each receive counts although none is run: when that has gone far, it must end.
     fn note_burnt(&self, incoming: &[Incoming]) {
-        let Some(most) = self.link.known_queue().and_then(|queue| Some(queue.redrive.as_ref()?.most_receives)) else {
+        let Some(most) =
+            self.link.known_queue().and_then(|queue| Some(queue.redrive.as_ref()?.most_receives))
+        else {
             return;
         };
         if incoming.iter().skip(1).any(|incoming| incoming.receives > most / 2) {

@@ -4,6 +4,7 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use serde_json::json;
 
 use super::Core;
+use super::address::is_fifo;
 use crate::backend::{DeadLetters, NewQueue};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -28,7 +29,9 @@ impl Core {
             let url = self.link.create(&dead, &usual()).await?;
             let found = self.link.attributes(&url).await?;
             let arn = found.get(&Attribute::QueueArn).ok_or_else(|| {
-                Error::config(format!("the dead-letter queue {dead} was created and has no ARN; is the endpoint SQS?"))
+                Error::config(format!(
+                    "the dead-letter queue {dead} was created and has no ARN; is the endpoint SQS?"
+                ))
             })?;
             let policy = json!({ "deadLetterTargetArn": arn, "maxReceiveCount": wanted.max_receives.get() });
             attributes.push((Attribute::RedrivePolicy, policy.to_string()));
@@ -65,7 +68,7 @@ impl NewQueue {
             DeadLetters::Usual => format!("{}-dlq.fifo", name.trim_end_matches(".fifo")),
             DeadLetters::Named(dead) => dead.clone(),
         };
-        if !dead.ends_with(".fifo") || dead == name || dead.len() > 80 {
+        if !is_fifo(&dead) || dead == name || dead.len() > 80 {
             return Err(Error::config(format!(
                 "dlq={dead:?} cannot be the dead-letter queue of {name}, which must be another FIFO queue: a name of at most 80 characters \
                  that ends in .fifo"

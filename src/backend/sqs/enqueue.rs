@@ -121,7 +121,8 @@ impl Entrance {
                     Err(error) => error,
                     Ok(refused) => {
                         let out: FxHashSet<usize> = refused.iter().map(|entry| rest[entry.place]).collect();
-                        let (failed, taken): (Vec<_>, Vec<_>) = rest.into_iter().partition(|place| out.contains(place));
+                        let (failed, taken): (Vec<_>, Vec<_>) =
+                            rest.into_iter().partition(|place| out.contains(place));
                         sent.is_broken = overtaken(jobs, &failed, &taken);
                         sent.places.extend(taken);
                         rest = failed;
@@ -144,7 +145,8 @@ impl Entrance {
 
 /// Did a job go in although one before it in its chain did not? To send that one now would run it too late.
 fn overtaken(jobs: &[&NewJob], failed: &[usize], taken: &[usize]) -> bool {
-    let is_before = |before: usize, after: usize| before < after && jobs[before].chain.id == jobs[after].chain.id;
+    let is_before =
+        |before: usize, after: usize| before < after && jobs[before].chain.id == jobs[after].chain.id;
     failed.iter().any(|before| taken.iter().any(|after| is_before(*before, *after)))
 }
 

@@ -18,27 +18,37 @@ pub(super) fn is_denied(error: &Error) -> bool {
 }
 
 /// The error of a call. `api` is its name in a policy of IAM.
-pub(super) fn explain<E>(doing: Doing, api: &str, address: &Address, error: SdkError<E, HttpResponse>) -> Error
+pub(super) fn explain<E>(
+    doing: Doing,
+    api: &str,
+    address: &Address,
+    error: SdkError<E, HttpResponse>,
+) -> Error
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
     let what = doing.what();
     match &error {
         SdkError::ServiceError(context) => {
-            let (code, status) = (context.err().code().unwrap_or_default().to_owned(), context.raw().status().as_u16());
+            let (code, status) =
+                (context.err().code().unwrap_or_default().to_owned(), context.raw().status().as_u16());
             let message = context.err().message().unwrap_or("no reason given").to_owned();
             refused(doing, api, address, &code, status, &message).with_source(error)
         }
         SdkError::TimeoutError(_) => doing.broken("the server is silent", error),
         SdkError::ResponseError(_) => doing.broken("the answer cannot be read", error),
-        SdkError::DispatchFailure(failure) if failure.is_user() || !(failure.is_io() || failure.is_timeout()) => {
+        SdkError::DispatchFailure(failure)
+            if failure.is_user() || !(failure.is_io() || failure.is_timeout()) =>
+        {
             let text = DisplayErrorContext(&error).to_string();
             if text.contains("redential") {
                 return no_credentials(what).with_source(error);
             }
             unreachable_at(what, address, &error).with_source(error)
         }
-        SdkError::DispatchFailure(_) if never_arrived(&error) => unreachable_at(what, address, &error).with_source(error),
+        SdkError::DispatchFailure(_) if never_arrived(&error) => {
+            unreachable_at(what, address, &error).with_source(error)
+        }
         SdkError::DispatchFailure(_) => doing.broken("the connection broke", error),
         _ => {
             let text = DisplayErrorContext(&error).to_string();
@@ -61,31 +71,45 @@ fn refused(doing: Doing, api: &str, address: &Address, code: &str, status: u16, 
             "{what} failed: {DENIED} ({message}); allow sqs:{api} on the queue, docs/sqs.md has the \
              whole policy"
         )),
-        "InvalidClientTokenId" | "UnrecognizedClient" | "SignatureDoesNotMatch" | "InvalidSecurity" | "InvalidAccessKeyId"
-        | "MissingAuthenticationToken" | "IncompleteSignature" => Error::config(format!(
+        "InvalidClientTokenId"
+        | "UnrecognizedClient"
+        | "SignatureDoesNotMatch"
+        | "InvalidSecurity"
+        | "InvalidAccessKeyId"
+        | "MissingAuthenticationToken"
+        | "IncompleteSignature" => Error::config(format!(
             "{what} failed: AWS does not know these credentials ({word}: {message}); `aws sts get-caller-identity` shows which ones \
              are found, and profile= chooses others"
         )),
         "ExpiredToken" | "RequestExpired" => Error::new(
             ErrorKind::Unavailable,
-            format!("{what} failed: the credentials have expired ({message}); renew them, with `aws sso login` for example"),
+            format!(
+                "{what} failed: the credentials have expired ({message}); renew them, with `aws sso login` for example"
+            ),
         ),
-        "RequestThrottled" | "Throttling" | "ThrottledRequest" | "TooManyRequests" | "RequestLimitExceeded" | "KmsThrottled" | "OverLimit" => {
-            Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "{what} failed: AWS takes no more such calls just now ({word}); high throughput mode of the queue raises the limit, see \
+        "RequestThrottled"
+        | "Throttling"
+        | "ThrottledRequest"
+        | "TooManyRequests"
+        | "RequestLimitExceeded"
+        | "KmsThrottled"
+        | "OverLimit" => Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{what} failed: AWS takes no more such calls just now ({word}); high throughput mode of the queue raises the limit, see \
                      docs/sqs.md"
-                ),
-            )
-        }
+            ),
+        ),
         "ServiceUnavailable" | "SlowDown" => {
             Error::new(ErrorKind::Unavailable, format!("{what} failed: SQS cannot answer just now ({word})"))
         }
-        _ if status == 503 || status == 429 => {
-            Error::new(ErrorKind::Unavailable, format!("{what} failed: SQS cannot answer just now (HTTP {status})"))
+        _ if status == 503 || status == 429 => Error::new(
+            ErrorKind::Unavailable,
+            format!("{what} failed: SQS cannot answer just now (HTTP {status})"),
+        ),
+        _ if status >= 500 => {
+            doing.broken(&format!("SQS failed: HTTP {status} {word}"), io::Error::other(message.to_owned()))
         }
-        _ if status >= 500 => doing.broken(&format!("SQS failed: HTTP {status} {word}"), io::Error::other(message.to_owned())),
         _ => Error::config(format!("{what} failed: {word}: {message}")),
     }
 }
@@ -111,7 +135,10 @@ fn no_credentials(what: &str) -> Error {
 fn unreachable_at(what: &str, address: &Address, error: &(dyn StdError + 'static)) -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        format!("{what} failed: cannot reach SQS for {address}: {}; check endpoint, region and network", cause(error)),
+        format!(
+            "{what} failed: cannot reach SQS for {address}: {}; check endpoint, region and network",
+            cause(error)
+        ),
     )
 }
 

@@ -124,7 +124,13 @@ impl Hand {
     }
 
     /// Heads that wait, of these types or of types that nobody here handles, in the order of the queue.
-    pub fn take(&mut self, types: &FxHashSet<&JobType>, limit: usize, worker: WorkerId, now: Instant) -> Vec<Leased> {
+    pub fn take(
+        &mut self,
+        types: &FxHashSet<&JobType>,
+        limit: usize,
+        worker: WorkerId,
+        now: Instant,
+    ) -> Vec<Leased> {
         let mut chosen = Vec::new();
         let mut late = Vec::new();
         for name in self.waiting.values() {

@@ -3,6 +3,7 @@
 //! repeat means.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ impl Link {
     }
 
     async fn client(&self) -> Result<&Client> {
-        self.client.get_or_try_init(|| dial(&self.address)).await
+        self.client.get_or_try_init(|| Box::pin(dial(&self.address))).await
     }
 
     /// What is known of the queue, looked up if that is too long ago.
@@ -123,15 +124,26 @@ impl Link {
             Named::Name(name) => (name, None),
             Named::Arn { account, name } => (name, Some(account.clone())),
         };
-        let call = self.client().await?.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
-        let answer = self.call(Api::GetQueueUrl, Doing::Read("looking up the queue"), PATIENCE, call.send()).await?;
+        let call =
+            self.client().await?.get_queue_url().queue_name(name).set_queue_owner_aws_account_id(account);
+        let answer = self
+            .call(Api::GetQueueUrl, Doing::Read("looking up the queue"), PATIENCE, Box::pin(call.send()))
+            .await?;
         answer.queue_url.ok_or_else(|| errors::missing("looking up the queue", &self.address))
     }
 
-    pub async fn attributes(&self, url: &str) -> Result<std::collections::HashMap<QueueAttributeName, String>> {
-        let call = self.client().await?.get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::All);
+    pub async fn attributes(
+        &self,
+        url: &str,
+    ) -> Result<std::collections::HashMap<QueueAttributeName, String>> {
+        let call = self
+            .client()
+            .await?
+            .get_queue_attributes()
+            .queue_url(url)
+            .attribute_names(QueueAttributeName::All);
         let doing = Doing::Read("looking at the queue");
-        let answer = self.call(Api::GetQueueAttributes, doing, PATIENCE, call.send()).await?;
+        let answer = self.call(Api::GetQueueAttributes, doing, PATIENCE, Box::pin(call.send())).await?;
         Ok(answer.attributes.unwrap_or_default())
     }
 
@@ -139,7 +151,9 @@ impl Link {
     pub async fn create(&self, name: &str, attributes: &[(QueueAttributeName, String)]) -> Result<String> {
         let attributes = attributes.iter().cloned().collect();
         let call = self.client().await?.create_queue().queue_name(name).set_attributes(Some(attributes));
-        let answer = self.call(Api::CreateQueue, Doing::Write("creating the queue"), PATIENCE, call.send()).await?;
+        let answer = self
+            .call(Api::CreateQueue, Doing::Write("creating the queue"), PATIENCE, Box::pin(call.send()))
+            .await?;
         answer.queue_url.ok_or_else(|| errors::missing("creating the queue", &self.address))
     }
 
@@ -151,7 +165,7 @@ impl Link {
         entries: Vec<SendMessageBatchRequestEntry>,
     ) -> Result<Vec<Refused>> {
         let call = self.client().await?.send_message_batch().queue_url(url).set_entries(Some(entries));
-        let answer = self.call(Api::SendMessageBatch, doing, PATIENCE, call.send()).await?;
+        let answer = self.call(Api::SendMessageBatch, doing, PATIENCE, Box::pin(call.send())).await?;
         Ok(refused(answer.failed, 0))
     }
 
@@ -168,7 +182,8 @@ impl Link {
             .message_attribute_names("All")
             .message_system_attribute_names(MessageSystemAttributeName::All);
         let doing = Doing::Write("claiming jobs");
-        let answer = self.call(Api::ReceiveMessage, doing, question.wait + PATIENCE, call.send()).await?;
+        let answer =
+            self.call(Api::ReceiveMessage, doing, question.wait + PATIENCE, Box::pin(call.send())).await?;
         Ok(answer.messages.unwrap_or_default())
     }
 
@@ -178,13 +193,17 @@ impl Link {
         let mut batches = Vec::new();
         for part in receipts.chunks(MOST_ENTRIES) {
             let entries = part.iter().enumerate().map(|(place, receipt)| {
-                let entry = DeleteMessageBatchRequestEntry::builder().id(place.to_string()).receipt_handle(receipt);
+                let entry =
+                    DeleteMessageBatchRequestEntry::builder().id(place.to_string()).receipt_handle(receipt);
                 entry.build().map_err(unbuilt)
             });
-            let call = client.delete_message_batch().queue_url(url).set_entries(Some(entries.collect::<Result<_>>()?));
+            let call = client
+                .delete_message_batch()
+                .queue_url(url)
+                .set_entries(Some(entries.collect::<Result<_>>()?));
             batches.push(async move {
                 let doing = Doing::Write("storing how jobs ended");
-                Ok(self.call(Api::DeleteMessageBatch, doing, PATIENCE, call.send()).await?.failed)
+                Ok(self.call(Api::DeleteMessageBatch, doing, PATIENCE, Box::pin(call.send())).await?.failed)
             });
         }
         Ok(verdicts(batches, receipts.len()).await)
@@ -196,24 +215,30 @@ impl Link {
         let mut batches = Vec::new();
         for part in changes.chunks(MOST_ENTRIES) {
             let entries = part.iter().enumerate().map(|(place, (receipt, time))| {
-                let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(place.to_string()).receipt_handle(receipt);
+                let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
+                    .id(place.to_string())
+                    .receipt_handle(receipt);
                 entry.visibility_timeout(whole_seconds(*time)).build().map_err(unbuilt)
             });
             let entries = entries.collect::<Result<_>>()?;
             let call = client.change_message_visibility_batch().queue_url(url).set_entries(Some(entries));
             batches.push(async move {
-                Ok(self.call(Api::ChangeMessageVisibilityBatch, doing, PATIENCE, call.send()).await?.failed)
+                Ok(self
+                    .call(Api::ChangeMessageVisibilityBatch, doing, PATIENCE, Box::pin(call.send()))
+                    .await?
+                    .failed)
             });
         }
         Ok(verdicts(batches, changes.len()).await)
     }
 
+    /// Boxed, because a call of the SDK is a future of several kilobytes.
     async fn call<T, E>(
         &self,
         api: Api,
         doing: Doing,
         patience: Duration,
-        answer: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        answer: Pin<Box<impl Future<Output = Result<T, SdkError<E, HttpResponse>>>>>,
     ) -> Result<T>
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -222,7 +247,8 @@ impl Link {
         match timeout(patience, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                let error = errors::explain(doing, api.name().trim_end_matches("Batch"), &self.address, error);
+                let error =
+                    errors::explain(doing, api.name().trim_end_matches("Batch"), &self.address, error);
                 if *error.kind() == ErrorKind::SchemaMissing {
                     self.forget_queue();
                 }
@@ -234,7 +260,10 @@ impl Link {
 }
 
 /// Runs batches at the same time, some at once, and puts together what became of their entries.
-async fn verdicts<F: Future<Output = Result<Vec<BatchResultErrorEntry>>>>(batches: Vec<F>, entries: usize) -> Verdicts {
+async fn verdicts<F: Future<Output = Result<Vec<BatchResultErrorEntry>>>>(
+    batches: Vec<F>,
+    entries: usize,
+) -> Verdicts {
     let mut verdicts = Verdicts::default();
     let answers: Vec<_> = stream::iter(batches).buffered(MOST_CALLS).collect().await;
     for (number, answer) in answers.into_iter().enumerate() {
@@ -265,12 +294,14 @@ pub(super) fn whole_seconds(time: Duration) -> i32 {
 }
 
 fn unbuilt(error: aws_sdk_sqs::error::BuildError) -> Error {
-    Error::config("a call to SQS could not be put together; this is a bug in dejq, please report it").with_source(error)
+    Error::config("a call to SQS could not be put together; this is a bug in dejq, please report it")
+        .with_source(error)
 }
 
 /// Credentials and region come from where all tools of AWS look for them.
 async fn dial(address: &Address) -> Result<Client> {
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let http =
+        aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
     if let Some(region) = &address.region {
         loader = loader.region(Region::new(region.clone()));

@@ -67,7 +67,8 @@ impl Outgoing {
             attributes.push((MAX_ATTEMPTS, attempts.to_string()));
         }
         if let Some(headers) = job.headers.as_deref() {
-            let json = serde_json::Value::from_iter(headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            let json: serde_json::Value =
+                headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             attributes.push((HEADERS, xml_safe(&json.to_string()).into_owned()));
         }
         Ok(Self {
@@ -87,7 +88,8 @@ impl Outgoing {
 
     /// The entry of a batch. Its id is its place there; the id of the job keeps a repeat from being stored twice.
     pub fn entry(&self, place: usize) -> SendMessageBatchRequestEntry {
-        let attributes = self.attributes.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect();
+        let attributes =
+            self.attributes.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect();
         entry(place, &self.body, attributes, &self.group, &self.id)
     }
 }
@@ -152,7 +154,8 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub fn read(message: Message) -> Self {
-        let system = |name: System| message.attributes.as_ref().and_then(|all| all.get(&name)).map(String::as_str);
+        let system =
+            |name: System| message.attributes.as_ref().and_then(|all| all.get(&name)).map(String::as_str);
         let number = |name| system(name).and_then(|text| text.parse::<u64>().ok());
         let receives = number(System::ApproximateReceiveCount).unwrap_or(1).max(1) as u32;
         let sent = from_unix_ms(number(System::SentTimestamp).unwrap_or_default());
@@ -167,8 +170,11 @@ impl Incoming {
         let due = from.checked_add(delay).filter(|due| !delay.is_zero() && *due > first);
         // It was received once only to be hidden until it was due.
         let hidden = u32::from(due.is_some() && receives > 1);
-        let on_failure =
-            if attribute(&message, ON_FAILURE) == Some(CANCEL) { OnFailure::Cancel } else { OnFailure::Continue };
+        let on_failure = if attribute(&message, ON_FAILURE) == Some(CANCEL) {
+            OnFailure::Cancel
+        } else {
+            OnFailure::Continue
+        };
         Self {
             sequence: system(System::SequenceNumber).and_then(|text| text.parse().ok()).unwrap_or_default(),
             receipt: message.receipt_handle.clone().unwrap_or_default(),
@@ -257,7 +263,9 @@ pub(super) fn copy(place: usize, message: &Message, group: &str) -> SendMessageB
 /// Bytes of a received message, about as SQS counts them.
 pub(super) fn weight(message: &Message) -> usize {
     let attributes = message.message_attributes.iter().flatten();
-    let own = |value: &MessageAttributeValue| value.data_type.len() + value.string_value.as_ref().map_or(0, String::len);
+    let own = |value: &MessageAttributeValue| {
+        value.data_type.len() + value.string_value.as_ref().map_or(0, String::len)
+    };
     let attributes: usize = attributes.map(|(name, value)| name.len() + own(value)).sum();
     message.body.as_ref().map_or(0, String::len) + attributes
 }

@@ -42,8 +42,8 @@ use self::message::{ATTRIBUTE_BYTES, MOST_BYTES};
 use self::settle::MOST_HIDDEN;
 use crate::backend::remote::Enqueuer;
 use crate::backend::{
-    Backend, Claim, Finding, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Rescued, Revocation, SettleReply,
-    Settled, Stats, WorkerId,
+    Backend, Claim, Finding, Guarantees, HandOff, Lease, Leased, NewQueue, Options, Rescued, Revocation,
+    SettleReply, Settled, Stats, WorkerId,
 };
 use crate::error::Result;
 use crate::job::{JobId, NewJob};
@@ -186,6 +186,7 @@ impl Backend for SqsBackend {
             in_process: false,
             inspects: false,
             transactions: false,
+            stores_whole_calls: false,
             keeps_keys: false,
             counts_attempts: false,
             tells_rescues: false,

@@ -154,16 +154,25 @@ impl Core {
         let mut deleted: Vec<&End> = ends.iter().filter(|end| matches!(end.what, What::Delete)).collect();
         let dead: Vec<(&End, &Message)> = ends
             .iter()
-            .filter_map(|end| if let What::Bury { message } = &end.what { Some((end, &**message)) } else { None })
+            .filter_map(
+                |end| if let What::Bury { message } = &end.what { Some((end, &**message)) } else { None },
+            )
             .collect();
         let weighs = |(_, message): &(&End, &Message)| message::weight(message);
         for part in parts(&dead, weighs) {
-            let entries = part.iter().enumerate().map(|(at, (end, message))| message::copy(at, message, &end.group));
+            let entries =
+                part.iter().enumerate().map(|(at, (end, message))| message::copy(at, message, &end.group));
             let url = queue.redrive.as_ref().map(|redrive| redrive.url.as_str()).unwrap_or_default();
-            match self.link.send(url, Doing::Write("putting failed jobs into the dead-letter queue"), entries.collect()).await {
+            match self
+                .link
+                .send(url, Doing::Write("putting failed jobs into the dead-letter queue"), entries.collect())
+                .await
+            {
                 Ok(refused) => {
-                    let out: FxHashMap<usize, String> =
-                        refused.into_iter().map(|entry| (entry.place, format!("{}: {}", entry.code, entry.message))).collect();
+                    let out: FxHashMap<usize, String> = refused
+                        .into_iter()
+                        .map(|entry| (entry.place, format!("{}: {}", entry.code, entry.message)))
+                        .collect();
                     for (at, (end, _)) in part.iter().enumerate() {
                         match out.get(&at) {
                             None => deleted.push(end),
@@ -172,7 +181,8 @@ impl Core {
                     }
                 }
                 Err(error) => {
-                    let unknown = |error: &Error| Fate::Unknown(Error::new(error.kind().clone(), error.text()));
+                    let unknown =
+                        |error: &Error| Fate::Unknown(Error::new(error.kind().clone(), error.text()));
                     fates.extend(part.iter().map(|(end, _)| (end.place, unknown(&error))));
                 }
             }
@@ -225,7 +235,12 @@ impl Core {
 
     /// Gives the next jobs of these groups to the worker, if it takes them. What has a delay begins to wait now; a worker that
     /// stops gets nothing, and keeps nothing from others.
-    fn hand_on(&self, freed: Vec<Arc<str>>, next: &HandOff<'_>, back: &mut Vec<(String, Duration)>) -> Vec<Leased> {
+    fn hand_on(
+        &self,
+        freed: Vec<Arc<str>>,
+        next: &HandOff<'_>,
+        back: &mut Vec<(String, Duration)>,
+    ) -> Vec<Leased> {
         let types: FxHashSet<&JobType> = next.types.iter().collect();
         let mut hand = self.hand();
         let mut leased = Vec::new();
@@ -268,16 +283,16 @@ fn left(held: &Held) -> Duration {
 }
 
 /// Batches that SQS takes in one call.
-fn parts<'a, T>(all: &'a [T], weighs: impl Fn(&T) -> usize) -> Vec<&'a [T]> {
+fn parts<T>(all: &[T], weight: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut parts = Vec::new();
     let (mut first, mut bytes) = (0, 0);
     for (at, one) in all.iter().enumerate() {
-        let weight = weighs(one);
-        if at > first && (at - first == MOST_ENTRIES || bytes + weight > MOST_BYTES) {
+        let own = weight(one);
+        if at > first && (at - first == MOST_ENTRIES || bytes + own > MOST_BYTES) {
             parts.push(&all[first..at]);
             (first, bytes) = (at, 0);
         }
-        bytes += weight;
+        bytes += own;
     }
     if first < all.len() {
         parts.push(&all[first..]);

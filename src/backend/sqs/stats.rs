@@ -15,7 +15,12 @@ impl Core {
         let attributes = self.link.attributes(&queue.url).await?;
         let failed = match &queue.redrive {
             // Who may not look at it still sees the rest.
-            Some(redrive) => self.link.attributes(&redrive.url).await.ok().map(|dead| number(&dead, &Attribute::ApproximateNumberOfMessages)),
+            Some(redrive) => self
+                .link
+                .attributes(&redrive.url)
+                .await
+                .ok()
+                .map(|dead| number(&dead, &Attribute::ApproximateNumberOfMessages)),
             None => None,
         };
         let total = Counts {

@@ -50,12 +50,20 @@ impl Queue {
     /// Stores a message, unless one of its deduplication id came within five minutes; returns the id of whichever is stored.
     pub fn send(&mut self, entry: &Value, now: SystemTime) -> Result<String, Refusal> {
         let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-        let (body, group, key) = (text("MessageBody"), text("MessageGroupId"), text("MessageDeduplicationId"));
+        let (body, group, key) =
+            (text("MessageBody"), text("MessageGroupId"), text("MessageDeduplicationId"));
         let allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
         let attributes = &entry["MessageAttributes"];
         let values = attributes.as_object().into_iter().flatten();
-        if !body.chars().all(allowed) || !values.clone().all(|(_, value)| value["StringValue"].as_str().unwrap_or_default().chars().all(allowed)) {
-            return Err(("InvalidMessageContents", "the message contains characters outside the allowed set".into()));
+        if !body.chars().all(allowed)
+            || !values
+                .clone()
+                .all(|(_, value)| value["StringValue"].as_str().unwrap_or_default().chars().all(allowed))
+        {
+            return Err((
+                "InvalidMessageContents",
+                "the message contains characters outside the allowed set".into(),
+            ));
         }
         if values.clone().count() > 10 {
             return Err(("InvalidParameterValue", "more than 10 attributes".into()));
@@ -95,7 +103,13 @@ impl Queue {
 
     /// What is handed out now: of each group what is not behind a message that is hidden, one group after the other.
     /// And what is dead, because it was received too often before.
-    pub fn receive(&mut self, most: usize, visibility: Duration, attempt: Option<&str>, now: SystemTime) -> (Vec<Message>, Vec<Message>) {
+    pub fn receive(
+        &mut self,
+        most: usize,
+        visibility: Duration,
+        attempt: Option<&str>,
+        now: SystemTime,
+    ) -> (Vec<Message>, Vec<Message>) {
         if let Some(again) = attempt.and_then(|attempt| self.again(attempt, visibility)) {
             return (again, Vec::new());
         }
@@ -113,7 +127,13 @@ impl Queue {
             } else if limit.is_some_and(|limit| message.receives >= limit) {
                 dead.push(at);
             } else {
-                by_group.entry(group).or_insert_with(|| { order.push(group); Vec::new() }).push(at);
+                by_group
+                    .entry(group)
+                    .or_insert_with(|| {
+                        order.push(group);
+                        Vec::new()
+                    })
+                    .push(at);
             }
         }
         for group in order {
@@ -142,7 +162,9 @@ impl Queue {
     fn again(&mut self, attempt: &str, visibility: Duration) -> Option<Vec<Message>> {
         let (at, receipts) = self.attempts.get(attempt)?;
         let in_flight = |receipt: &String| {
-            self.messages.iter().any(|message| message.receipt == *receipt && message.visible > Instant::now())
+            self.messages
+                .iter()
+                .any(|message| message.receipt == *receipt && message.visible > Instant::now())
         };
         if at.elapsed() >= DEDUPLICATION || !receipts.iter().all(in_flight) {
             return None;
@@ -214,7 +236,8 @@ impl Queue {
 pub fn size(entry: &Value) -> usize {
     let attributes = entry["MessageAttributes"].as_object().into_iter().flatten();
     let text = |value: &Value| value.as_str().map_or(0, str::len);
-    let own = attributes.map(|(name, value)| name.len() + text(&value["DataType"]) + text(&value["StringValue"]));
+    let own =
+        attributes.map(|(name, value)| name.len() + text(&value["DataType"]) + text(&value["StringValue"]));
     text(&entry["MessageBody"]) + own.sum::<usize>()
 }
 

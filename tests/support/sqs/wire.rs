@@ -35,16 +35,20 @@ impl HttpConnector for Wire {
         HttpConnectorFuture::new(async move {
             let target = request.headers().get("x-amz-target").unwrap_or_default();
             let call = target.rsplit('.').next().unwrap_or_default().to_owned();
-            let asked: Value = serde_json::from_slice(request.body().bytes().unwrap_or_default()).unwrap_or_default();
+            let asked: Value =
+                serde_json::from_slice(request.body().bytes().unwrap_or_default()).unwrap_or_default();
             *fake.calls.lock().unwrap().entry(call.clone()).or_default() += 1;
             let lost = || ConnectorError::io("connection reset".into());
             let fault = fake.next_fault(&call);
             match &fault {
                 Some(Fault::LoseRequest) => return Err(lost()),
-                Some(Fault::Refuse(status, code)) => return Ok(refusal((*status, (*code).into(), "as asked".into()))),
+                Some(Fault::Refuse(status, code)) => {
+                    return Ok(refusal((*status, (*code).into(), "as asked".into())));
+                }
                 _ => {}
             }
-            let failing = if let Some(Fault::FailEntries(places)) = &fault { places.clone() } else { Vec::new() };
+            let failing =
+                if let Some(Fault::FailEntries(places)) = &fault { places.clone() } else { Vec::new() };
             let answer = fake.answer(&call, &asked, &failing).await;
             if matches!(fault, Some(Fault::LoseReply)) {
                 return Err(lost());
@@ -58,7 +62,8 @@ impl HttpConnector for Wire {
 }
 
 fn response(status: u16, body: &Value, error: Option<&str>) -> HttpResponse {
-    let mut response = HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::from(body.to_string()));
+    let mut response =
+        HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::from(body.to_string()));
     response.headers_mut().insert("content-type", "application/x-amz-json-1.0");
     if let Some(code) = error {
         response.headers_mut().insert("x-amzn-query-error", format!("{code};Sender"));
@@ -80,11 +85,16 @@ impl Fake {
             "CreateQueue" => return self.create(asked),
             "GetQueueUrl" => {
                 let name = asked["QueueName"].as_str().unwrap_or_default();
-                return if self.queues().contains_key(name) { Ok(json!({ "QueueUrl": url(name) })) } else { Err(missing()) };
+                return if self.queues().contains_key(name) {
+                    Ok(json!({ "QueueUrl": url(name) }))
+                } else {
+                    Err(missing())
+                };
             }
             _ => {}
         }
-        let name = asked["QueueUrl"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
+        let name =
+            asked["QueueUrl"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
         if !self.queues().contains_key(&name) {
             return Err(missing());
         }
@@ -95,7 +105,10 @@ impl Fake {
             "SendMessageBatch" => {
                 let entries = asked["Entries"].as_array().map(Vec::as_slice).unwrap_or_default();
                 if entries.iter().map(size).sum::<usize>() > 1024 * 1024 {
-                    return Err(bad("AWS.SimpleQueueService.BatchRequestTooLong", "batch over 1048576 bytes"));
+                    return Err(bad(
+                        "AWS.SimpleQueueService.BatchRequestTooLong",
+                        "batch over 1048576 bytes",
+                    ));
                 }
                 let now = self.now();
                 self.batch(&name, asked, failing, |queue, entry| queue.send(entry, now))
@@ -150,7 +163,8 @@ impl Fake {
                 let mut queues = self.queues();
                 let queue = queues.get_mut(name).ok_or_else(missing)?;
                 let most = number("MaxNumberOfMessages") as usize;
-                let (taken, dead) = queue.receive(most, visibility, asked["ReceiveRequestAttemptId"].as_str(), now);
+                let (taken, dead) =
+                    queue.receive(most, visibility, asked["ReceiveRequestAttemptId"].as_str(), now);
                 let (next, target) = (queue.next_visible(), queue.dead_letter_queue());
                 if let Some(target) = target.and_then(|target| queues.get_mut(&target)) {
                     target.bury(dead);
@@ -188,9 +202,13 @@ impl Fake {
                 act(queue, entry).map_err(|(code, text)| (code, text, true))
             };
             match result {
-                Ok(id) => successful.push(json!({ "Id": entry["Id"], "MessageId": id, "MD5OfMessageBody": "0" })),
+                Ok(id) => {
+                    successful.push(json!({ "Id": entry["Id"], "MessageId": id, "MD5OfMessageBody": "0" }));
+                }
                 Err((code, text, ours)) => {
-                    failed.push(json!({ "Id": entry["Id"], "Code": code, "Message": text, "SenderFault": ours }));
+                    failed.push(
+                        json!({ "Id": entry["Id"], "Code": code, "Message": text, "SenderFault": ours }),
+                    );
                 }
             }
         }
