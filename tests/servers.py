@@ -906,6 +906,8 @@ def elasticmq(*, own: bool = False) -> Generator[Server]:
             ],
             folder,
             lambda: _is_http(port),
+            # It would wait for polls, and keeps nothing anyway.
+            stop_signals=(),
         )
         with _running(process):
             yield Server("elasticmq", f"ElasticMQ {_elasticmq_version()}", _sqs_url(port), source, folder, process)

@@ -19,7 +19,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -313,8 +313,14 @@ class Proxy(fault_proxy.Proxy):
         finally:
             for task in (work, gone):
                 task.cancel()
-                with suppress(asyncio.CancelledError, OSError):
-                    await task
+                task.add_done_callback(_forget)
+            await asyncio.wait([work, gone])
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Whatever it ended with has been seen, or is of no use any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _ok(content: Json) -> Message:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -28,10 +28,27 @@ PREFIX = "dejq-test-"
 RECEIVES = 20
 
 
-class SqsClient(Protocol):
-    """Makes clients of a queue, `sqs_queue` by default, which are stopped after the test."""
+class SqsClient:
+    """Makes clients of a queue, `sqs_queue` by default, which are stopped after the test.
 
-    def __call__(self, **options: Any) -> Client: ...
+    `by` is an endpoint that leads there, as that of a proxy.
+    """
+
+    def __init__(self, url: str, queue: str) -> None:
+        self._url, self._queue = url, queue
+        self._made: list[Client] = []
+
+    def __call__(self, *, by: str | None = None, **options: Any) -> Client:
+        client = dejq.connect(servers.queue_url(self._url, self._queue, by=by), **options)
+        self._made.append(client)
+        return client
+
+    def stop(self) -> None:
+        for client in self._made:
+            report = client.stop(timeout=SECONDS)
+            assert not report.abandoned
+            assert not report.forced
+        self._made.clear()
 
 
 class MakeQueue(Protocol):
@@ -59,13 +76,6 @@ def sqs_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="session")
-def ministack_url() -> Iterator[str]:
-    """For tests that one emulator is enough for."""
-    with servers.sqs() as server:
-        yield server.url
-
-
 @pytest.fixture
 def is_elasticmq(sqs_url: str, request: pytest.FixtureRequest) -> bool:
     return bool(request.node.callspec.params.get("sqs_url") == "elasticmq")
@@ -80,15 +90,9 @@ def sqs_queue() -> str:
 @pytest.fixture
 def sqs(sqs_url: str, sqs_queue: str) -> Iterator[Sqs]:
     """For a look past dejq. What begins like the queue of the test is deleted after it."""
-    with opened(sqs_url, sqs_queue) as api:
-        yield api
-
-
-@contextmanager
-def opened(url: str, queue: str) -> Iterator[Sqs]:
-    api = Sqs(url)
+    api = Sqs(sqs_url)
     yield api
-    for name in api.names(queue.removesuffix(".fifo")):
+    for name in api.names(sqs_queue.removesuffix(".fifo")):
         with suppress(sqs_api.SqsError):
             api.drop(api.url(name))
     api.close()
@@ -96,41 +100,24 @@ def opened(url: str, queue: str) -> Iterator[Sqs]:
 
 @pytest.fixture
 def make_queue(sqs: Sqs, sqs_queue: str) -> MakeQueue:
-    return maker(sqs, sqs_queue)
-
-
-def maker(sqs: Sqs, name: str) -> MakeQueue:
     def make(receives: int = RECEIVES, **attributes: object) -> tuple[str, str]:
         chosen = {"VisibilityTimeout": 30, **attributes}
-        return sqs.create_pair(name, receives, **chosen) if receives else (sqs.create(name, **chosen), "")
+        return sqs.create_pair(sqs_queue, receives, **chosen) if receives else (sqs.create(sqs_queue, **chosen), "")
 
     return make
 
 
 @pytest.fixture
 def sqs_client(sqs_url: str, sqs_queue: str, sqs: Sqs) -> Iterator[SqsClient]:
-    with clients(sqs_url, sqs_queue) as make:
-        yield make
-
-
-@contextmanager
-def clients(url: str, queue: str) -> Iterator[SqsClient]:
-    made: list[Client] = []
-
-    def make(*, queue: str = queue, by: str | None = None, **options: Any) -> Client:
-        client = dejq.connect(servers.queue_url(url, queue, by=by), **options)
-        made.append(client)
-        return client
-
+    make = SqsClient(sqs_url, sqs_queue)
     yield make
-    for client in made:
-        report = client.stop(timeout=SECONDS)
-        assert not report.abandoned
-        assert not report.forced
+    make.stop()
 
 
 @pytest.fixture
-def proxy(sqs_url: str) -> Iterator[sqs_faults.Proxy]:
+def proxy(sqs_url: str, sqs_client: SqsClient) -> Iterator[sqs_faults.Proxy]:
     """In front of the emulator; its endpoint is for `sqs_client(by=…)`."""
     with sqs_faults.proxy(sqs_url) as made:
         yield made
+        # Ends that are on their way would have nowhere to go.
+        sqs_client.stop()

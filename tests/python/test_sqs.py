@@ -335,8 +335,7 @@ def test_a_job_of_an_unknown_type_is_given_back_logged_once_and_run_by_who_knows
     queue, _ = make_queue()
     client = runs.of(sqs_client(), "known")
     client.enqueue_many([*jobs(3, "unknown"), PendingJob("known", "k")])
-    until(lambda: "unknown" in log.text and runs.bodies == ["k"])
-    assert sum(sqs.waiting(queue)) == 3
+    until(lambda: "unknown" in log.text and runs.bodies == ["k"] and sum(sqs.waiting(queue)) == 3)
     client.stop()
     assert sum("unknown" in text for text in log.texts) == 1
     assert "register_handler" in log.text or "handler" in log.text
@@ -744,7 +743,7 @@ def test_stats_tell_what_waits_and_what_runs(
     make_queue: MakeQueue, sqs_client: SqsClient, runs: Runs, until: Until
 ) -> None:
     make_queue()
-    client = sqs_client(workers=1)
+    client = sqs_client(workers=2)
     client.enqueue_many(jobs(5))
     until(lambda: client.stats().enqueued_jobs == 5)
     stats = client.stats()
@@ -827,16 +826,17 @@ def test_a_hundred_single_jobs_cost_no_more_than_35_calls(
 
 
 def test_chains_of_ten_cost_no_more_than_4_calls_each(
-    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any
+    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any, is_elasticmq: bool
 ) -> None:
+    """ElasticMQ never mixes groups in one answer, so fewer chains are in hand, and fewer ends go together."""
     queue, _ = make_queue()
     client = sqs_client(by=proxy.endpoint, workers=4)
-    client.enqueue_many([jobs(10) for _ in range(50)])
+    client.enqueue_many([jobs(10) for _ in range(100)])
     runs.of(client, "job")
     emptied(queue)
     client.stop()
-    assert len(runs.jobs) == 500
-    assert proxy.calls.total() <= 0.4 * 500 + 4
+    assert len(runs.jobs) == 1000
+    assert proxy.calls.total() <= (0.6 if is_elasticmq else 0.4) * 1000 + 4
 
 
 def test_an_idle_worker_polls_and_does_nothing_else(
