@@ -562,11 +562,11 @@ def test_a_stop_does_not_wait_for_a_long_poll(
 
 
 def test_what_the_last_poll_of_a_stopped_worker_took_is_not_held_back(
-    make_queue: MakeQueue, sqs_client: SqsClient, runs: Runs, proxy: Proxy, emptied: Any, is_elasticmq: bool
+    make_queue: MakeQueue, sqs_client: SqsClient, runs: Runs, proxy: Proxy, emptied: Any, is_like_aws: bool
 ) -> None:
     """An emulator that knows attempts gives the messages once more; with another they come when their leases end."""
     queue, _ = make_queue(VisibilityTimeout=600)
-    client = sqs_client(by=proxy.endpoint, heartbeat=60 if is_elasticmq else HEARTBEAT)
+    client = sqs_client(by=proxy.endpoint, heartbeat=60 if is_like_aws else HEARTBEAT)
     client.enqueue(*jobs(3))
     held = proxy.hold("ReceiveMessage")
     runs.of(client, "job")
@@ -826,7 +826,7 @@ def test_a_hundred_single_jobs_cost_no_more_than_35_calls(
 
 
 def test_chains_of_ten_cost_no_more_than_4_calls_each(
-    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any, is_elasticmq: bool
+    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any, is_like_aws: bool
 ) -> None:
     """ElasticMQ never mixes groups in one answer, so fewer chains are in hand, and fewer ends go together."""
     queue, _ = make_queue()
@@ -836,7 +836,7 @@ def test_chains_of_ten_cost_no_more_than_4_calls_each(
     emptied(queue)
     client.stop()
     assert len(runs.jobs) == 1000
-    assert proxy.calls.total() <= (0.6 if is_elasticmq else 0.4) * 1000 + 4
+    assert proxy.calls.total() <= (0.6 if is_like_aws else 0.4) * 1000 + 4
 
 
 def test_an_idle_worker_polls_and_does_nothing_else(

@@ -146,14 +146,13 @@ def test_attributes_and_any_character_of_xml_come_back(sqs: Sqs, make_queue: Mak
 
 
 @pytest.mark.parametrize("character", ["\0", "\x1b", "\ufffe"])
-def test_a_character_outside_of_xml_fails_its_entry_alone(
-    sqs: Sqs, make_queue: MakeQueue, character: str, is_elasticmq: bool
-) -> None:
+def test_a_character_outside_of_xml_fails_its_entry_alone(sqs: Sqs, make_queue: MakeQueue, character: str) -> None:
     queue, _ = make_queue()
     pair = [entry("good", group="a", body="good"), entry("bad", group="b", body=f"x{character}")]
     (failed,) = sqs.send(queue, pair)["Failed"]
     assert (failed["Id"], failed["SenderFault"]) == ("bad", True)
-    assert failed["Code"] == ("InvalidAttributeValue" if is_elasticmq else "InvalidMessageContents")
+    # The first is what AWS says.
+    assert failed["Code"] in ("InvalidMessageContents", "InvalidAttributeValue")
     assert bodies(sqs.receive(queue, wait=WAIT)) == ["good"]
 
 
@@ -208,14 +207,14 @@ def test_what_is_released_comes_back_at_once_and_in_order(sqs: Sqs, make_queue: 
 
 
 def test_a_released_head_comes_back_alone_while_the_rest_is_in_flight(
-    sqs: Sqs, make_queue: MakeQueue, is_elasticmq: bool
+    sqs: Sqs, make_queue: MakeQueue, is_like_aws: bool
 ) -> None:
     """As AWS does it. ministack gives out nothing of a group while any of it is in flight."""
     queue, _ = make_queue()
     send(sqs, queue, "a1", "a2", "a3")
     found = received(sqs, queue, 3)
     sqs.hide(queue, found[:1], [0])
-    assert bodies(sqs.receive(queue, wait=NOW)) == (["a1"] if is_elasticmq else [])
+    assert bodies(sqs.receive(queue, wait=NOW)) == (["a1"] if is_like_aws else [])
 
 
 def test_a_released_tail_waits_for_the_head(sqs: Sqs, make_queue: MakeQueue) -> None:
@@ -238,7 +237,7 @@ def test_a_handle_of_an_earlier_receive_deletes_nothing(sqs: Sqs, make_queue: Ma
 
 
 def test_a_receive_that_is_repeated_under_its_name_brings_the_same_messages(
-    sqs: Sqs, make_queue: MakeQueue, is_elasticmq: bool
+    sqs: Sqs, make_queue: MakeQueue, is_like_aws: bool
 ) -> None:
     """As AWS does it. ministack takes no notice of the name."""
     queue, _ = make_queue()
@@ -246,7 +245,7 @@ def test_a_receive_that_is_repeated_under_its_name_brings_the_same_messages(
     first = sqs.receive(queue, wait=WAIT, attempt="once")
     again = sqs.receive(queue, wait=NOW, attempt="once")
     assert bodies(first) == ["a1", "a2"]
-    assert bodies(again) == (["a1", "a2"] if is_elasticmq else [])
+    assert bodies(again) == (["a1", "a2"] if is_like_aws else [])
 
 
 def test_a_handle_that_has_expired_still_deletes_here(sqs: Sqs, make_queue: MakeQueue) -> None:

@@ -209,11 +209,11 @@ def test_an_enqueue_whose_answers_are_all_lost_has_an_unknown_outcome_and_may_be
 
 
 def test_a_receive_whose_answer_is_lost_is_repeated_under_its_own_name(
-    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any, is_elasticmq: bool
+    make_queue: MakeQueue, sqs_client: SqsClient, proxy: Proxy, runs: Runs, emptied: Any, is_like_aws: bool
 ) -> None:
     """An emulator that knows attempts gives the messages once more; with another they come when their leases end."""
     queue, _ = make_queue(VisibilityTimeout=600)
-    client = sqs_client(by=proxy.endpoint, heartbeat=60 if is_elasticmq else HEARTBEAT)
+    client = sqs_client(by=proxy.endpoint, heartbeat=60 if is_like_aws else HEARTBEAT)
     client.enqueue(*jobs(3))
     lost = proxy.lose_reply("ReceiveMessage")
     runs.of(client, "job")
@@ -486,7 +486,7 @@ def explain(lines: list[str], killed: set[str], lengths: dict[str, int]) -> None
 
 def test_workers_that_die_take_only_their_own_job_to_the_dead_letters(
     sqs: Sqs, make_queue: MakeQueue, sqs_client: SqsClient, sqs_url: str, sqs_queue: str, tmp_path: Path,
-    runs: Runs, emptied: Any, is_elasticmq: bool,
+    runs: Runs, emptied: Any, is_like_aws: bool,
 ) -> None:  # fmt: skip
     """A job that kills its worker each time is a dead letter in the end; who waits behind it is not.
 
@@ -504,7 +504,7 @@ def test_workers_that_die_take_only_their_own_job_to_the_dead_letters(
     assert deaths == 5
     runs.of(client, "job")
     emptied(queue)
-    if is_elasticmq:
+    if is_like_aws:
         assert runs.bodies == [0, 1, 2]
         assert sqs.waiting(dead)[0] == 1
     else:
