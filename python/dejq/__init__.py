@@ -18,11 +18,12 @@ import warnings as _warnings
 from dejq._logging import set_verbosity
 from dejq._native import Job, PendingJob, __version__
 from dejq.backoff import Backoff
-from dejq.client import Client, connect, memory, postgres, redis
+from dejq.client import Client, connect, memory, postgres, redis, sqs
 from dejq.errors import (
     BackendUnavailable,
     BodyError,
     BodyTooLarge,
+    ChainBroken,
     ClientStopped,
     ConfigError,
     DejqError,
@@ -37,13 +38,15 @@ from dejq.errors import (
     WrongState,
 )
 from dejq.handlers import Handler, HandlerFunction
-from dejq.info import Finding, JobInfo, MigrationReport, Stats, StopReport, Totals, TypeStats
+from dejq.info import Bill, Finding, JobInfo, MigrationReport, Stats, StopReport, Totals, TypeStats
 
 __all__ = [
     "BackendUnavailable",
     "Backoff",
+    "Bill",
     "BodyError",
     "BodyTooLarge",
+    "ChainBroken",
     "Client",
     "ClientStopped",
     "ConfigError",
@@ -74,6 +77,7 @@ __all__ = [
     "postgres",
     "redis",
     "set_verbosity",
+    "sqs",
 ]
 
 if _verbosity := _os.environ.get("DEJQ_VERBOSITY"):

@@ -32,6 +32,9 @@ _T = TypeVar("_T")
 _EXIT_SECONDS = 0.7
 # How often a draining worker looks whether it is done.
 _DRAIN_SECONDS = 0.02
+# The same where each look is paid for, and how many of them what is there may stay out of reach.
+_PAID_DRAIN_SECONDS = 1.0
+_PAID_DRAIN_LOOKS = 5
 
 
 class Client:
@@ -291,11 +294,23 @@ class Client:
                 self.stop()
 
     def _wait_for_stop(self, drain: bool) -> None:
+        pause, claimed, looks = _DRAIN_SECONDS, -1, 0
         while True:
             try:
-                self._stop_asked.get(timeout=_DRAIN_SECONDS if drain else None)
+                self._stop_asked.get(timeout=pause if drain else None)
             except queue.Empty:
-                if self._is_drained():
+                if not self._native.is_idle:
+                    continue
+                stats = self.stats()
+                if stats.bill is None:
+                    if self._is_drained(stats):
+                        return
+                    continue
+                # A store that is paid by the call tells no types apart, but its polls bring at once what there is: with
+                # nothing brought since the last look, what is left is hidden, or behind something hidden.
+                pause, before, claimed = _PAID_DRAIN_SECONDS, claimed, self._native.counted().get("claimed", 0)
+                looks = looks + 1 if claimed == before else 0
+                if looks and (not stats.ready or looks >= _PAID_DRAIN_LOOKS):
                     return
             else:
                 return
@@ -338,11 +353,9 @@ class Client:
         """Is it a handler that calls, which a stop would wait for?"""
         return threading.current_thread() in self._threads
 
-    def _is_drained(self) -> bool:
-        if not self._native.is_idle:
-            return False
-        stats = self.stats().by_type
-        return all(not counts.ready and not counts.running for name, counts in stats.items() if name in self.types)
+    def _is_drained(self, stats: Stats) -> bool:
+        of_types = (counts for name, counts in stats.by_type.items() if name in self.types)
+        return all(not counts.ready and not counts.running for counts in of_types)
 
     def _stop_at_exit(self) -> None:
         """The interpreter goes down: a short stop, so that acknowledgements are stored and handlers unwind."""
@@ -438,8 +451,26 @@ class Client:
         self._native.vacuum()
 
     def migrate(self) -> MigrationReport:
-        """Creates or upgrades what the store needs. Nothing to do on memory."""
+        """Creates or upgrades what the store needs: a schema, or the queues of SQS. Nothing to do elsewhere."""
         return self._native.migrate()
+
+    def create_queue(self, *, dlq: bool | str = True, max_receives: int = 5) -> MigrationReport:
+        """Creates the queue of this client, with settings that suit jobs, if it is missing. SQS only.
+
+        A queue that is there is left as it is. Needs ``sqs:CreateQueue``; ``dejq migrate`` does the same with the
+        defaults.
+
+        Args:
+            dlq: Where jobs go that failed for good: ``True`` for a queue named after this one (``jobs.fifo`` has
+                ``jobs-dlq.fifo``), the name of another FIFO queue, or ``False``: they are deleted.
+            max_receives: A job that was handed out so often goes there instead of being handed out again.
+
+        Raises:
+            ConfigError: `dlq` or `max_receives` cannot be used, or AWS does not allow it.
+            NotSupported: The store has no queues of its own.
+        """
+        name = dlq if isinstance(dlq, str) else None
+        return self._native.create_queue(bool(dlq), name, max_receives)
 
     def check(self) -> list[Finding]:
         """Looks for what would go wrong later: what ``dejq doctor`` prints."""
@@ -531,6 +562,30 @@ def redis(url: str = "redis://localhost", *, queue: str = "dejq", **options: Any
         **options: See `Client`.
     """
     return Client(url, queue=queue, **options)
+
+
+def sqs(
+    queue: str,
+    *,
+    region: str | None = None,
+    endpoint: str | None = None,
+    profile: str | None = None,
+    **options: Any,
+) -> Client:
+    """Makes a client of a FIFO queue of AWS SQS.
+
+    Credentials come from where all tools of AWS look for them: environment, profile, role of the machine.
+
+    Args:
+        queue: Its name, URL or ARN; the name ends in ``.fifo``.
+        region: Default: that of the ARN, then ``AWS_REGION`` or the profile.
+        endpoint: URL of something that speaks like SQS: an emulator, a VPC endpoint.
+        profile: A section of ``~/.aws/config``.
+        **options: ``wait_time`` (whole seconds that one poll waits, 0 to 20, default 20), ``batch_size`` (messages of
+            one call, 1 to 10, default 10), ``pollers`` (polls at the same time, default 1);
+            for the others see `Client`.
+    """
+    return Client(f"sqs://{region or ''}", queue=queue, endpoint=endpoint, profile=profile, **options)
 
 
 def _cancels_rest(on_failure: OnFailure) -> bool:

@@ -44,6 +44,21 @@ class BodyTooLarge(BodyError):
     limit: int
 
 
+class ChainBroken(DejqError):
+    """A call was stored in part: SQS took some of its jobs, and could not take the rest in time or in order.
+
+    It takes up to 10 jobs and 1 MiB of a chain at once, all or none; longer chains and `enqueue_many` go in parts.
+
+    Attributes:
+        sent: Ids of the jobs that are in the queue and will run.
+        unsent: Ids of the others. Of those in the last part the answer may have been lost; the text says so.
+    """
+
+    code = "DEJQ-E112"
+    sent: list[str]
+    unsent: list[str]
+
+
 class UnknownJob(DejqError, LookupError):
     """No job has this id."""
 

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, pairwise
@@ -146,9 +146,10 @@ def run(url: str, folder: Path) -> bool:
         beats: set[datetime | None] = set()
         while left := jobs_left(client):
             progress(f"{left:,} jobs left")
-            job = client.get_job(slow)
-            if job.last_beat_at != job.started_at:
-                beats.add(job.last_beat_at)
+            with suppress(dejq.NotSupported):  # SQS cannot look into its queue
+                job = client.get_job(slow)
+                if job.last_beat_at != job.started_at:
+                    beats.add(job.last_beat_at)
             time.sleep(0.02)
         progress("")
 
@@ -159,7 +160,8 @@ def run(url: str, folder: Path) -> bool:
         stopped = client.stop()
 
         is_complete = summarize(database, folder, expected=len(files))
-        print(f"beats      {len(beats)}, one every {client.heartbeat} s, kept the lease of the slow job")
+        seen = f"{len(beats)}, " if beats else ""
+        print(f"beats      {seen}one every {client.heartbeat} s, kept the lease of the slow job")
         print(f"stop       {stopped.finished} running job finished first, {stopped.given_back} given back")
         return is_complete and not stopped.forced
 
@@ -169,7 +171,8 @@ INDEX = ("index:read", "index:count", "index:report")
 
 def jobs_left(client: dejq.Client) -> int:
     """Jobs of this program that are not final. Other programs may use the same store."""
-    counts = [counts for type, counts in client.stats().by_type.items() if type in client.types]
+    stats = client.stats()
+    counts = [counts for type, counts in stats.by_type.items() if type in client.types] if stats.by_type else [stats]
     return sum((of.ready or 0) + (of.scheduled or 0) + (of.blocked or 0) + (of.running or 0) for of in counts)
 
 

@@ -67,6 +67,25 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """Calls to a store that is paid by the call (SQS), since this client was made.
+
+    Attributes:
+        calls: How many of each kind, by the name that AWS has for it.
+        total: All of them.
+        enqueued: Jobs that this client has enqueued.
+        ended: Jobs that have ended here.
+        per_job: Calls for each job that was enqueued or has ended here, whichever are more; ``None`` before the first.
+    """
+
+    calls: Mapping[str, int]
+    total: int
+    enqueued: int
+    ended: int
+    per_job: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats(TypeStats):
     """Counts of all jobs of a store.
 
@@ -75,12 +94,14 @@ class Stats(TypeStats):
         by_type: The same counts for each type.
         workers: Workers that are alive.
         totals: Sums since the queue was made, where the store keeps them (Redis).
+        bill: Calls to the store by this client, where they are paid for (SQS).
     """
 
     enqueued_jobs: int
     by_type: Mapping[str, TypeStats]
     workers: int | None
     totals: Totals | None = None
+    bill: Bill | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ use crate::backend::memory::{MemoryBackend, MemoryOptions};
 use crate::backend::postgres::PostgresBackend;
 #[cfg(feature = "redis")]
 use crate::backend::redis::RedisBackend;
+#[cfg(feature = "sqs")]
+use crate::backend::sqs::SqsBackend;
 use crate::error::{Error, Result};
 
 /// Settings by name, as text: from the URL's query and, overriding it, from the caller.
@@ -106,6 +108,8 @@ impl Options {
 /// `durability` (memory, aof or replicas; default memory), `replicas` (default 1), `max_body` (bytes, default 1 MiB),
 /// `keep_finished` and `keep_failed` (jobs, default 1,000 and 10,000), `allow_eviction` (default false), `username`,
 /// `password`, `db`, `sentinel`, `sentinel_username`, `sentinel_password`, `sslrootcert`, `sslcert`, `sslkey`.
+/// `sqs://region/name.fifo` is a FIFO queue of AWS SQS; options: `queue` (name, URL or ARN), `region`, `endpoint`, `profile`,
+/// `wait_time` (whole seconds, 0 to 20, default 20), `batch_size` (1 to 10, default 10), `pollers` (1 to 64, default 1).
 ///
 /// # Errors
 /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) for an unknown scheme or a bad option. The text never
@@ -132,6 +136,8 @@ pub fn connect(url: &str, options: &mut Options) -> Result<Arc<dyn Backend>> {
         "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "valkey+unix" => {
             Ok(RedisBackend::open(url, options)?)
         }
+        #[cfg(feature = "sqs")]
+        "sqs" => Ok(SqsBackend::open(url, options)?),
         other => Err(unknown_scheme(Some(other))),
     }
 }
@@ -144,15 +150,14 @@ const SCHEMES: &[&str] = &[
     "redis",
     #[cfg(feature = "redis")]
     "rediss",
+    #[cfg(feature = "sqs")]
+    "sqs",
 ];
 
 fn unknown_scheme(scheme: Option<&str>) -> Error {
     let known = format!("this build of dejq knows {}://", SCHEMES.join("://, "));
     Error::config(match scheme {
         None => format!("a store is named by a URL like memory:// and this one has no \"://\"; {known}"),
-        Some("sqs") => {
-            format!("the store {:?} is not part of this version yet; {known}", scheme.unwrap_or_default())
-        }
         Some(scheme) => {
             let shown: String = scheme.chars().take(20).collect();
             let meant = closest(scheme, SCHEMES).map(|meant| format!("; did you mean {meant}://?"));
@@ -204,7 +209,8 @@ mod tests {
             ("memory", "no \"://\""),
             ("memry://", "did you mean memory://?"),
             ("mysql://user:hunter2@host/db", "no store with the scheme \"mysql\""),
-            ("sqs://user:hunter2@host/0", "not part of this version yet"),
+            #[cfg(feature = "sqs")]
+            ("sqs://key:hunter2@eu-west-1/jobs.fifo", "holds no keys"),
             #[cfg(feature = "postgres")]
             ("postgrsql://user:hunter2@host/db", "did you mean postgresql://?"),
             ("memory://?max_bdy=1", "did you mean \"max_body\""),

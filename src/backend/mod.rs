@@ -9,11 +9,14 @@ pub mod memory;
 pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqs"))]
 mod remote;
+#[cfg(feature = "sqs")]
+pub mod sqs;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -153,8 +156,27 @@ pub struct Guarantees {
     pub inspects: bool,
     /// Jobs can be stored in the caller's own transaction.
     pub transactions: bool,
+    /// A call is stored whole or not at all, however many jobs it has; otherwise
+    /// [`ErrorKind::ChainBroken`] says which are stored.
+    pub stores_whole_calls: bool,
+    /// Unique keys are kept; a store that cannot refuses such jobs.
+    pub keeps_keys: bool,
+    /// `attempt` counts runs alone; otherwise it grows with a give-back and a rescue too.
+    pub counts_attempts: bool,
+    /// `rescue` says what was rescued, and knows `max_rescues`; otherwise the store does it by itself and silently, and a
+    /// lease that has run out is lost at once.
+    pub tells_rescues: bool,
+    /// Counts are exact and kept apart by state and type.
+    pub counts_exactly: bool,
+    /// A settle hands over the next job of a chain wherever it is; otherwise only what was claimed along with the one
+    /// before.
+    pub hands_over_always: bool,
+    /// Ends that one call stores, where calls are what is paid for.
+    pub entries_per_call: Option<usize>,
     /// Longest time one attempt may take, however many beats it gets.
     pub max_lease: Option<Duration>,
+    /// Longest delay, and longest wait for a retry.
+    pub max_delay: Option<Duration>,
     /// Most bytes of one body.
     pub max_body: usize,
 }
@@ -191,6 +213,58 @@ pub struct Stats {
     pub workers: Option<u64>,
     /// Sums since the store was made, where it keeps them.
     pub totals: Option<Totals>,
+    /// What this client has asked of a store that is paid by the call.
+    pub bill: Option<Bill>,
+}
+
+/// Calls to a store that is paid by the call, since this client was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bill {
+    /// How many of each kind.
+    pub calls: BTreeMap<&'static str, u64>,
+    /// Jobs that this client has enqueued.
+    pub enqueued: u64,
+    /// Jobs that have ended here.
+    pub ended: u64,
+}
+
+impl Bill {
+    /// All calls together.
+    pub fn total(&self) -> u64 {
+        self.calls.values().sum()
+    }
+
+    /// Calls for each job that was enqueued or has ended here, whichever are more.
+    pub fn per_job(&self) -> Option<f64> {
+        let jobs = self.enqueued.max(self.ended);
+        (jobs > 0).then(|| self.total() as f64 / jobs as f64)
+    }
+}
+
+/// A queue to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewQueue {
+    /// Where jobs go that failed for good.
+    pub dead_letters: DeadLetters,
+    /// A job that was handed out so often goes there instead of being handed out again. Default 5.
+    pub max_receives: NonZeroU32,
+}
+
+impl Default for NewQueue {
+    fn default() -> Self {
+        Self { dead_letters: DeadLetters::Usual, max_receives: NonZeroU32::MIN.saturating_add(4) }
+    }
+}
+
+/// Where jobs go that failed for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeadLetters {
+    /// Nowhere: they are deleted.
+    None,
+    /// Into a queue named after this one.
+    Usual,
+    /// Into the queue of this name.
+    Named(String),
 }
 
 /// Sums since a store was made. An attempt is counted when its handler has ended, or its worker was lost for good.
@@ -342,6 +416,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// Creates or upgrades what the store needs; says what was done. Nothing to do by default.
     async fn migrate(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    /// Creates the queue, if it is missing, as `wanted` says; says what was done.
+    async fn create_queue(&self, wanted: &NewQueue) -> Result<Vec<String>> {
+        let _ = wanted;
+        let why = "it has no queues of its own that must be created; `dejq migrate` makes what it needs";
+        Err(Error::not_supported("create_queue()", self.guarantees().store, why))
     }
 
     /// What [`migrate`](Self::migrate) does, as a script for those who do it by themselves. Empty by default.

@@ -19,7 +19,7 @@ use super::info;
 use super::job::id_text;
 use super::pending::{job_type, positive};
 use super::runtime::{Process, handle, wait, wait_for_server};
-use crate::backend::{Backend, Filter, Guarantees, Options, check_sizes, connect};
+use crate::backend::{Backend, DeadLetters, Filter, Guarantees, NewQueue, Options, check_sizes, connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobId, NewJob};
 use crate::worker::{Backoff, Flavour, HandlerSpec, Handlers, Worker, WorkerConfig};
@@ -368,6 +368,24 @@ impl Client {
     fn migrate<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let inner = self.inner(py)?;
         info::migration(py, inner.wait(py, inner.backend.migrate())?)
+    }
+
+    #[pyo3(signature = (has_dlq, dlq, max_receives))]
+    fn create_queue<'py>(
+        &self,
+        py: Python<'py>,
+        has_dlq: bool,
+        dlq: Option<String>,
+        max_receives: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let inner = self.inner(py)?;
+        let dead_letters = match dlq {
+            _ if !has_dlq => DeadLetters::None,
+            Some(name) => DeadLetters::Named(name),
+            None => DeadLetters::Usual,
+        };
+        let wanted = NewQueue { dead_letters, max_receives: positive(max_receives, "max_receives")? };
+        info::migration(py, inner.wait(py, inner.backend.create_queue(&wanted))?)
     }
 
     /// What `migrate` does, as SQL.

@@ -6,9 +6,11 @@ use std::error::Error as _;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyModule;
+use pyo3::types::{PyList, PyModule};
 
+use super::job::id_text;
 use crate::error::{Error, ErrorKind};
+use crate::job::JobId;
 
 /// The class that stands for a kind.
 fn class_of(kind: &ErrorKind) -> &'static str {
@@ -18,6 +20,7 @@ fn class_of(kind: &ErrorKind) -> &'static str {
         ErrorKind::OutcomeUnknown => "OutcomeUnknown",
         ErrorKind::Body => "BodyError",
         ErrorKind::BodyTooLarge { .. } => "BodyTooLarge",
+        ErrorKind::ChainBroken { .. } => "ChainBroken",
         ErrorKind::UnknownJob => "UnknownJob",
         ErrorKind::WrongState => "WrongState",
         ErrorKind::NotSupported => "NotSupported",
@@ -42,6 +45,11 @@ pub fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         if let ErrorKind::BodyTooLarge { size, limit } = error.kind() {
             exception.setattr("size", size)?;
             exception.setattr("limit", limit)?;
+        }
+        if let ErrorKind::ChainBroken { sent, unsent } = error.kind() {
+            let texts = |ids: &[JobId]| PyList::new(py, ids.iter().map(|id| id_text(py, *id)));
+            exception.setattr("sent", texts(sent)?)?;
+            exception.setattr("unsent", texts(unsent)?)?;
         }
         Ok(exception)
     });

@@ -8,7 +8,7 @@ use pyo3::types::{PyDict, PyModule};
 
 use super::job::{id_text, utc};
 use super::pending::headers_dict;
-use crate::backend::{Counts, Finding, Level, Stats, Totals};
+use crate::backend::{Bill, Counts, Finding, Level, Stats, Totals};
 use crate::job::JobInfo;
 use crate::worker::StopReport;
 
@@ -29,7 +29,18 @@ pub fn stats<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<'py, PyAny>>
     fields.set_item("by_type", by_type)?;
     fields.set_item("workers", stats.workers)?;
     fields.set_item("totals", stats.totals.as_ref().map(|all| totals(py, all)).transpose()?)?;
+    fields.set_item("bill", stats.bill.as_ref().map(|all| bill(py, all)).transpose()?)?;
     make(py, "Stats", &fields)
+}
+
+fn bill<'py>(py: Python<'py>, bill: &Bill) -> PyResult<Bound<'py, PyAny>> {
+    let fields = PyDict::new(py);
+    fields.set_item("calls", &bill.calls)?;
+    fields.set_item("total", bill.total())?;
+    fields.set_item("enqueued", bill.enqueued)?;
+    fields.set_item("ended", bill.ended)?;
+    fields.set_item("per_job", bill.per_job())?;
+    make(py, "Bill", &fields)
 }
 
 fn totals<'py>(py: Python<'py>, totals: &Totals) -> PyResult<Bound<'py, PyAny>> {

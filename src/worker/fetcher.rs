@@ -12,8 +12,9 @@ use crate::backend::{Claim, Lease, Leased};
 use crate::job::JobType;
 use crate::log::{self, Verbosity};
 
-/// Longest wait inside one claim. A store that can wait ends it early when a job comes; `stop` does always.
-const WAIT: Duration = Duration::from_secs(10);
+/// Longest wait inside one claim: the longest that any store can wait at once, and SQS is paid by the call. A store that can
+/// wait ends it early when a job comes; `stop` does always.
+const WAIT: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(shared: Arc<Shared>, lane: usize) {
     let lane = &shared.lanes[lane];

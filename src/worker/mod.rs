@@ -114,13 +114,13 @@ impl Worker {
         }
         let shared = Arc::new(Shared {
             id: WorkerId(crate::job::JobId::generate()),
-            backend,
             types: lanes.iter().flat_map(|lane| lane.types.clone()).collect(),
             config,
             handlers,
             lanes,
             in_hand: InHand::default(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(backend.guarantees().entries_per_call),
+            backend,
             counters: Counters::default(),
             clock: Clock::start(),
             pulse: Pulse::default(),

@@ -29,14 +29,21 @@ pub(super) struct Ended {
     pub ran: Duration,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
+    /// Of more than so many, a batch has a multiple, because the store is paid by the call.
+    unit: usize,
     ended: Mutex<Vec<Ended>>,
     is_asleep: AtomicBool,
     wake: Notify,
 }
 
 impl Outbox {
+    pub fn new(unit: Option<usize>) -> Self {
+        let (ended, is_asleep, wake) = (Mutex::default(), AtomicBool::default(), Notify::new());
+        Self { unit: unit.unwrap_or(1), ended, is_asleep, wake }
+    }
+
     pub fn push(&self, ended: Ended) {
         let waiting = {
             let mut all = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,6 +94,9 @@ impl Outbox {
 
     fn take_now(&self) -> Vec<Ended> {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.len() <= BATCH { std::mem::take(&mut *ended) } else { ended.drain(..BATCH).collect() }
+        let most = ended.len().min(BATCH);
+        let most = if most > self.unit { most - most % self.unit } else { most };
+        // The rest is not late: it goes with what ends while this batch is stored.
+        if most == ended.len() { std::mem::take(&mut *ended) } else { ended.drain(..most).collect() }
     }
 }

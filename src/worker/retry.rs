@@ -67,7 +67,12 @@ pub fn outcome(ended: Attempt, task: &Task, handler: &HandlerSpec, config: &Work
         )),
         ended => ended,
     };
-    let limit = job.max_attempts.or(handler.max_attempts).or(config.max_attempts);
+    let chosen = job.max_attempts.or(handler.max_attempts).or(config.max_attempts);
+    let limit = match (chosen, job.last_attempt) {
+        // A store that grants only so many attempts is the limit where none was set, and where it grants fewer.
+        (Some(chosen), Some(granted)) => Some(chosen.min(granted)),
+        (chosen, granted) => chosen.or(granted),
+    };
     let backoff = handler.backoff.as_ref().unwrap_or(&config.backoff);
     decide(ended, job.attempt, limit, backoff, fastrand::f64())
 }

@@ -70,16 +70,8 @@ for_every_backend! {
     async fn a_claim_takes_only_types_that_it_asks_for(queue: TestQueue) {
         let other = queue.enqueue("other").await;
         let mine = queue.enqueue("mine").await;
-        let taken = queue.claim(&["mine"], 10).await;
-        if queue.backend.guarantees().filters_types {
-            assert_eq!(ids(&taken), [mine]);
-            assert_eq!(queue.take("other").await.job.id, other);
-        } else {
-            // The worker gives it back, and it is not lost.
-            assert_eq!(ids(&taken), [other, mine]);
-            queue.give_back(&taken[..1]).await;
-            assert_eq!(queue.take("other").await.job.id, other);
-        }
+        assert_eq!(ids(&queue.claim(&["mine"], 10).await), [mine]);
+        assert_eq!(queue.take("other").await.job.id, other);
     }
 
     async fn a_claim_for_no_type_takes_nothing(queue: TestQueue) {
@@ -193,6 +185,14 @@ for_every_backend! {
     async fn a_claim_that_waits_is_not_ended_by_a_job_of_another_type(queue: TestQueue) {
         let queue = queue.in_real_time();
         let start = Instant::now();
+        if !queue.backend.guarantees().filters_types {
+            // It is ended, and the worker waits again; see `claim_until` for what becomes of the job.
+            let other = queue.enqueue("other").await;
+            assert_eq!(queue.claim_until(&["a"], 10, 5, &CancellationToken::new()).await.len(), 0);
+            queue.pass(LONG).await;
+            assert_eq!(ids(&queue.claim(&["other"], 10).await), [other]);
+            return;
+        }
         let claiming = queue.start_claim("a", 5).await;
         let mut others = vec![queue.enqueue("other").await];
         queue.pass(3).await;

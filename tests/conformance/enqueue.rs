@@ -7,7 +7,7 @@ use dejq::backend::check_sizes;
 use dejq::error::ErrorKind;
 use dejq::job::{Body, Headers, NewJob, OnFailure, State};
 
-use crate::support::{a_type, chain, count, ids, job, unique};
+use crate::support::{a_type, chain, count, ids, job, linked, unique};
 
 fn with_body(json: &[u8]) -> NewJob {
     NewJob { body: Body::from_json(json).unwrap(), ..job("a") }
@@ -113,13 +113,16 @@ for_every_backend! {
 
     /// Somebody who looks while others enqueue sees all jobs of a call or none.
     async fn the_jobs_of_a_call_appear_together(queue: TestQueue) {
-        const JOBS_PER_CALL: usize = 50;
         const CALLS: usize = 40;
+        // Elsewhere that holds for a chain of as many jobs as the store takes at once.
+        let is_whole = queue.backend.guarantees().stores_whole_calls;
+        let jobs_per_call = if is_whole { 50 } else { 10 };
         let seen = queue
-            .in_parallel(4, |queue| async move {
+            .in_parallel(4, move |queue| async move {
                 let mut seen = Vec::new();
                 for _ in 0..CALLS {
-                    let jobs: Vec<NewJob> = (0..JOBS_PER_CALL).map(|_| job("a")).collect();
+                    let jobs: Vec<NewJob> = (0..jobs_per_call).map(|_| job("a")).collect();
+                    let jobs = if is_whole { jobs } else { linked(jobs, OnFailure::Continue) };
                     queue.put(&jobs).await;
                     seen.extend(count(&queue.backend.stats().await.unwrap().total, State::Ready));
                 }
@@ -127,9 +130,9 @@ for_every_backend! {
             })
             .await;
         let partial: Vec<u64> =
-            seen.into_iter().flatten().filter(|ready| ready % JOBS_PER_CALL as u64 != 0).collect();
+            seen.into_iter().flatten().filter(|ready| ready % jobs_per_call as u64 != 0).collect();
         assert!(partial.is_empty(), "numbers of ready jobs with a part of a call: {partial:?}");
-        queue.assert_counts(&[(State::Ready, (4 * CALLS * JOBS_PER_CALL) as u64)]).await;
+        queue.assert_counts(&[(State::Ready, (4 * CALLS * jobs_per_call) as u64)]).await;
     }
 
     async fn a_body_comes_back_byte_for_byte(queue: TestQueue) {
@@ -149,9 +152,11 @@ for_every_backend! {
         ];
         let jobs = bodies.map(|body| with_body(body.as_bytes()));
         queue.put(&jobs).await;
-        let back: Vec<String> = queue
-            .claim(&["a"], bodies.len())
-            .await
+        let mut taken = Vec::new();
+        while taken.len() < bodies.len() {
+            taken.extend(queue.claim(&["a"], bodies.len() - taken.len()).await);
+        }
+        let back: Vec<String> = taken
             .iter()
             .map(|leased| String::from_utf8(leased.job.body.as_bytes().to_vec()).unwrap())
             .collect();
@@ -236,7 +241,8 @@ for_every_backend! {
     }
 
     async fn a_job_knows_when_it_was_enqueued(queue: TestQueue) {
-        queue.put(&[unique("a", "k")]).await;
+        let first = if queue.backend.guarantees().keeps_keys { unique("a", "k") } else { job("a") };
+        queue.put(&[first]).await;
         queue.pass(3).await;
         queue.enqueue("a").await;
         let [first, second] = <[_; 2]>::try_from(queue.claim(&["a"], 2).await).unwrap();

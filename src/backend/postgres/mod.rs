@@ -195,7 +195,15 @@ impl Backend for PostgresBackend {
             in_process: false,
             inspects: true,
             transactions: true,
+            stores_whole_calls: true,
+            keeps_keys: true,
+            counts_attempts: true,
+            tells_rescues: true,
+            counts_exactly: true,
+            hands_over_always: true,
+            entries_per_call: None,
             max_lease: None,
+            max_delay: None,
             max_body: self.options.max_body,
         }
     }

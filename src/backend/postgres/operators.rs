@@ -137,6 +137,7 @@ impl PostgresBackend {
             by_type,
             workers: Some(workers as u64),
             totals: None,
+            bill: None,
         })
     }
 }

@@ -60,6 +60,7 @@ pub(super) fn leased(
         headers: headers(row.try_get(first + 2).map_err(unreadable)?),
         attempt: number(row.try_get(first + 3).map_err(unreadable)?),
         max_attempts: attempts(row.try_get(first + 4).map_err(unreadable)?),
+        last_attempt: None,
         enqueued_at: row.try_get(first + 5).map_err(unreadable)?,
         chain: chain(row, first + 6, id)?,
     };
@@ -77,6 +78,7 @@ pub(super) fn info(row: &Row) -> Result<JobInfo> {
         headers: headers(row.try_get(3).map_err(unreadable)?),
         attempt: number(row.try_get(4).map_err(unreadable)?),
         max_attempts: attempts(row.try_get(5).map_err(unreadable)?),
+        last_attempt: None,
         enqueued_at: row.try_get(6).map_err(unreadable)?,
         chain: chain(row, 7, id)?,
     };

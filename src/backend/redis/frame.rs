@@ -122,6 +122,7 @@ fn parse(id: JobId, attempt: u32, frame: &[u8], types: &mut Types<'_>) -> Option
         headers: None,
         attempt,
         max_attempts: None,
+        last_attempt: None,
         enqueued_at: from_micros(place.parse().ok()?),
         chain: ChainPlace { id, position: 1, length: 1 },
     };

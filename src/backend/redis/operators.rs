@@ -191,6 +191,7 @@ impl RedisBackend {
             by_type,
             workers: Some(workers),
             totals: Some(totals),
+            bill: None,
         })
     }
 }

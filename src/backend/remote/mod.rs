@@ -1,9 +1,13 @@
 //! What stores with a server have in common.
 
+// SQS alone needs less of it.
+#![cfg_attr(not(any(feature = "postgres", feature = "redis")), allow(dead_code, unused_imports))]
+
 mod doing;
 mod enqueuer;
 mod sent;
 mod stranded;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(super) mod tls;
 mod types;
 

@@ -446,6 +446,7 @@ impl Store {
             headers: record.rare.as_ref().and_then(|rare| rare.headers.clone()),
             attempt: record.attempt,
             max_attempts: record.max_attempts,
+            last_attempt: None,
             enqueued_at: from_unix_ms(record.enqueued_ms),
             chain: record.chain,
         }
