@@ -47,7 +47,8 @@ class BodyTooLarge(BodyError):
 class ChainBroken(DejqError):
     """A call was stored in part: SQS took some of its jobs, and could not take the rest in time or in order.
 
-    It takes up to 10 jobs and 1 MiB of a chain at once, all or none; longer chains and `enqueue_many` go in parts.
+    It takes up to 10 jobs and 1 MiB in one call; longer chains and `enqueue_many` go in parts, and it may refuse single
+    messages of a call.
 
     Attributes:
         sent: Ids of the jobs that are in the queue and will run.

@@ -243,8 +243,8 @@ fn broken(jobs: &[&NewJob], sent: &FxHashSet<usize>, is_broken: bool, error: Err
         "what was sent will run; enqueue the rest when SQS answers again"
     };
     let text = format!(
-        "{} of {} jobs were sent and the others not ({}): {fix}. .sent and .unsent have the ids; with chains of at most 10 jobs \
-         and 1 MiB SQS takes all or none",
+        "{} of {} jobs were sent and the others not ({}): {fix}. .sent and .unsent have the ids; up to 10 jobs and 1 MiB go \
+         in one call",
         sent.len(),
         jobs.len(),
         error.text()
