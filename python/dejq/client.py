@@ -29,6 +29,9 @@ _T = TypeVar("_T")
 _EXIT_SECONDS = 0.7
 # How often a draining worker looks whether it is done.
 _DRAIN_SECONDS = 0.02
+# The same where each look is paid for, and how many of them what is there may stay out of reach.
+_PAID_DRAIN_SECONDS = 1.0
+_PAID_DRAIN_LOOKS = 5
 
 
 class Client:
@@ -285,11 +288,23 @@ class Client:
                 self.stop()
 
     def _wait_for_stop(self, drain: bool) -> None:
+        pause, claimed, looks = _DRAIN_SECONDS, -1, 0
         while True:
             try:
-                self._stop_asked.get(timeout=_DRAIN_SECONDS if drain else None)
+                self._stop_asked.get(timeout=pause if drain else None)
             except queue.Empty:
-                if self._is_drained():
+                if not self._native.is_idle:
+                    continue
+                stats = self.stats()
+                if stats.bill is None:
+                    if self._is_drained(stats):
+                        return
+                    continue
+                # A store that is paid by the call tells no types apart, but its polls bring at once what there is: with
+                # nothing brought since the last look, what is left is hidden, or behind something hidden.
+                pause, before, claimed = _PAID_DRAIN_SECONDS, claimed, self._native.counted().get("claimed", 0)
+                looks = looks + 1 if claimed == before else 0
+                if looks and (not stats.ready or looks >= _PAID_DRAIN_LOOKS):
                     return
             else:
                 return
@@ -332,11 +347,9 @@ class Client:
         """Is it a handler that calls, which a stop would wait for?"""
         return threading.current_thread() in self._threads
 
-    def _is_drained(self) -> bool:
-        if not self._native.is_idle:
-            return False
-        stats = self.stats().by_type
-        return all(not counts.ready and not counts.running for name, counts in stats.items() if name in self.types)
+    def _is_drained(self, stats: Stats) -> bool:
+        of_types = (counts for name, counts in stats.by_type.items() if name in self.types)
+        return all(not counts.ready and not counts.running for counts in of_types)
 
     def _stop_at_exit(self) -> None:
         """The interpreter goes down: a short stop, so that acknowledgements are stored and handlers unwind."""

@@ -45,10 +45,18 @@ impl Inline {
             wait: Duration::ZERO,
             stop: &self.stop,
         };
-        let Some(leased) = self.backend.claim(&want).await?.pop() else { return Ok(None) };
-        let Some(handler) = self.handlers.find(&leased.job.job_type) else {
-            self.backend.give_back(&[Lease { id: leased.job.id, token: leased.token }]).await?;
-            return Ok(None);
+        let mut given_back = None;
+        let (leased, handler) = loop {
+            let Some(leased) = self.backend.claim(&want).await?.pop() else { return Ok(None) };
+            if let Some(handler) = self.handlers.find(&leased.job.job_type) {
+                break (leased, handler);
+            }
+            let id = leased.job.id;
+            self.backend.give_back(&[Lease { id, token: leased.token }]).await?;
+            // A store that hides it for a while has other jobs; where it comes again at once, there is no way past it.
+            if given_back.replace(id) == Some(id) {
+                return Ok(None);
+            }
         };
         let task = Arc::new(Task::new(leased, handler, 0, self.clock.after(LEASE)));
         task.start(self.clock.now());

@@ -190,7 +190,11 @@ impl Core {
     }
 
     async fn ask(&self, poll: &Poll) -> Result<usize> {
-        let url = self.link.queue().await?.url.clone();
+        // An idle client polls and does nothing else: the queue is looked at anew when there is something to do.
+        let url = match self.link.known_queue() {
+            Some(queue) => queue.url.clone(),
+            None => self.link.queue().await?.url.clone(),
+        };
         let mut question = Question {
             attempt: JobId::generate().to_string(),
             most: poll.most,
