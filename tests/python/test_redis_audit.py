@@ -136,7 +136,7 @@ def test_a_queue_with_a_job_in_every_state_has_no_contradiction(queue: Queue) ->
     before = queue.dump()
     for findings in (queue.client.audit(), queue.client.audit(repair=True)):
         assert texts(findings) == ["ok: 12 jobs, each of them counted, and in one place only"]
-        assert [(finding.name, finding.fix) for finding in findings] == [("queue", None)]
+        assert [(finding.name, finding.fix) for finding in findings] == [("books", None)]
     assert queue.dump() == before
     assert queue.run_the_rest() == WAITING
     queue.client.delete_finished(0)
@@ -357,7 +357,7 @@ def test_what_contradicts_itself_is_found_and_set_right(
     assert {finding.level for finding in repaired} == {"warn"}, repaired
     assert all(finding.text.endswith("; repaired") for finding in repaired)
     assert {finding.level for finding in queue.client.audit()} == {"ok"}
-    assert [finding.level for finding in queue.client.check() if finding.name == "queue"] == ["ok"]
+    assert [finding.level for finding in queue.client.check() if finding.name == "books"] == ["ok"]
 
     queue.leave.set()
     assert queue.run_the_rest() == runs
@@ -462,7 +462,7 @@ def test_whichever_key_is_lost_the_queue_is_whole_after_a_repair(queue: Queue, k
     queue.client.audit(repair=True)
     if key != "run":
         assert {finding.level for finding in queue.client.audit()} == {"ok"}
-        assert [finding.level for finding in queue.client.check() if finding.name == "queue"] == ["ok"]
+        assert [finding.level for finding in queue.client.check() if finding.name == "books"] == ["ok"]
     queue.leave.set()
     ran = queue.run_the_rest()
     assert ran == ([] if key == "job" else WAITING)
@@ -541,7 +541,7 @@ def test_doctor_sees_that_sums_do_not_fit_and_looks_closer_if_told_to(
     def doctor(*flags: str) -> tuple[int, list[tuple[str, str, str | None]]]:
         code = main(["doctor", "--json", *flags, "--url", address])
         found = json.loads(capsys.readouterr().out)
-        return code, [(each["level"], each["text"], each["fix"]) for each in found if each["name"] == "queue"]
+        return code, [(each["level"], each["text"], each["fix"]) for each in found if each["name"] == "books"]
 
     assert doctor() == (0, [("ok", "12 jobs, as many as are counted", None)])
     lose_a_ticket(queue)
@@ -568,7 +568,7 @@ def check(url: str, **options: Any) -> dict[str, tuple[str, str]]:
 def test_doctor_looks_at_the_server() -> None:
     with servers.redis(own=True, durable=True) as server:
         found = check(server.url)
-        assert list(found) == ["url", "connection", "server", "queue"]
+        assert list(found) == ["url", "connection", "server", "books"]
         assert {level for level, _ in found.values()} == {"ok"}
         assert found["connection"][1] == urlsplit(server.url).netloc
         assert found["server"][1].startswith(("Valkey ", "Redis "))

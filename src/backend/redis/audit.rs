@@ -331,5 +331,5 @@ fn differences(answer: Value) -> Result<Vec<Difference>> {
 }
 
 fn finding(level: Level, text: String, fix: Option<&str>) -> Finding {
-    Finding { level, name: "queue".to_owned(), text, fix: fix.map(str::to_owned) }
+    Finding { level, name: "books".to_owned(), text, fix: fix.map(str::to_owned) }
 }
