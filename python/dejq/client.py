@@ -462,8 +462,8 @@ class Client:
         """Looks at each job for what contradicts the rest of the queue: what ``dejq doctor --audit`` prints.
 
         On Redis only, where a queue is several keys, which an eviction, a deleted key, half a restored dump or a hand
-        that slipped may set apart. Workers may go on meanwhile. A million jobs take about fifteen seconds, in parts of some
-        milliseconds.
+        that slipped may set apart. Workers may go on meanwhile. A million jobs take about fifteen seconds, in parts of
+        some milliseconds.
 
         Args:
             repair: Sets right what can be; what was set right is looked at once more. Such findings are warnings.
