@@ -298,7 +298,7 @@ class Proxy(fault_proxy.Proxy):
                     fault.done.set()
                 if answer is None:
                     raise ConnectionResetError
-                return answer  # type: ignore[no-any-return]
+                return answer  # type: ignore[no-any-return]  # a fault may answer with anything
         found: Message = await exchange.forward(exchange.message)
         return found
 

@@ -8,7 +8,7 @@ queues called dejq-test-… come and go.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 from uuid import uuid4
@@ -113,6 +113,16 @@ def sqs_client(sqs_url: str, sqs_queue: str, sqs: Sqs) -> Iterator[SqsClient]:
     make = SqsClient(sqs_url, sqs_queue)
     yield make
     make.stop()
+
+
+@pytest.fixture
+def emptied(sqs: Sqs, until: Callable[[Callable[[], object]], None]) -> Callable[[str], None]:
+    """Waits until nothing of a queue is left, and nothing in flight."""
+
+    def wait(queue: str) -> None:
+        until(lambda: sqs.waiting(queue) == (0, 0))
+
+    return wait
 
 
 @pytest.fixture

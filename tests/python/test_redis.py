@@ -69,7 +69,7 @@ def keys_of(server: redis.Redis, queue: str) -> set[str]:
 
 
 def hash_of(server: redis.Redis, queue: str, name: str) -> dict[str, int]:
-    found: dict[bytes, bytes] = server.hgetall(f"dejq:{{{queue}}}:{name}")  # type: ignore[assignment]
+    found: dict[bytes, bytes] = server.hgetall(f"dejq:{{{queue}}}:{name}")  # type: ignore[assignment]  # its stubs say that it may be awaited
     return {field.decode(): int(value) for field, value in found.items()}
 
 

@@ -85,7 +85,7 @@ class Queue:
         return dict(found)
 
     def hash(self, name: str) -> dict[bytes, bytes]:
-        return dict(self.redis.hgetall(self.key(name)))  # type: ignore[arg-type]
+        return dict(self.redis.hgetall(self.key(name)))  # type: ignore[arg-type]  # its stubs say that it may be awaited
 
     def states(self) -> dict[str, str]:
         """All jobs that are kept; see `places`."""

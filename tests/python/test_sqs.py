@@ -78,16 +78,6 @@ def runs() -> Any:
     runs.leave.set()
 
 
-@pytest.fixture
-def emptied(sqs: Sqs, until: Until) -> Any:
-    """Waits until nothing of a queue is left, and nothing in flight."""
-
-    def wait(queue: str) -> None:
-        until(lambda: sqs.waiting(queue) == (0, 0))
-
-    return wait
-
-
 def jobs(count: int, type: str = "job") -> list[PendingJob[Any]]:
     return [PendingJob(type, number) for number in range(count)]
 

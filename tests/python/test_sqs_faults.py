@@ -81,16 +81,6 @@ def runs() -> Any:
     runs.leave.set()
 
 
-@pytest.fixture
-def emptied(sqs: Sqs, until: Until) -> Any:
-    """Waits until nothing of a queue is left, and nothing in flight."""
-
-    def wait(queue: str) -> None:
-        until(lambda: sqs.waiting(queue) == (0, 0))
-
-    return wait
-
-
 def of_jobs(request: sqs_faults.Request) -> bool:
     """Not the question for permissions with which a worker begins, and which names no receipt of a job."""
     entries = request.parameters.get("Entries") or []

@@ -73,7 +73,7 @@ def under_load(url: str) -> None:
     for thread in threads:
         thread.start()
     for number in range(5):
-        in_child(lambda number=number: works(url, f"child{number}"))  # type: ignore[misc]
+        in_child(lambda number=number: works(url, f"child{number}"))  # type: ignore[misc]  # mypy knows no defaults of a lambda
     stop.set()
     for thread in threads:
         thread.join()
