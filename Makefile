@@ -66,13 +66,9 @@ test-rust: $(VENV)/.servers ## the core: units, conformance on real servers, wor
 
 .PHONY: test-python
 test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against the installed wheel and real servers
-	python tests/servers.py --pgbouncer -- python -m pytest --ignore-glob='*/test_sqs*' -k 'not elasticmq'
+	python tests/servers.py --pgbouncer -- python -m pytest
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only postgres --pgbouncer -- python -m pytest $(POSTGRES_TESTS)
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only redis -- python -m pytest $(REDIS_TESTS)
-
-.PHONY: test-sqs
-test-sqs: $(VENV)/.dev $(VENV)/.servers install ## SQS on two emulators, with Java and Maven; joins `make test` when SQS leaves its preview
-	python tests/servers.py --only sqs,elasticmq -- python -m pytest tests/python/test_sqs*.py tests/python/test_servers.py
 
 ## ---- numbers ----
 

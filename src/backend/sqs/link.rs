@@ -15,7 +15,7 @@ use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
-    MessageSystemAttributeName, QueueAttributeName, SendMessageBatchRequestEntry,
+    QueueAttributeName, SendMessageBatchRequestEntry,
 };
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -27,6 +27,7 @@ use super::address::{Address, Queue as Named};
 use super::bill::{Api, Bill};
 use super::dates::{Answered, DateOf, Dates};
 use super::errors;
+use super::message;
 use super::queue::Queue;
 use crate::backend::remote::Doing;
 use crate::error::{Error, ErrorKind, Result};
@@ -187,7 +188,7 @@ impl Link {
             .visibility_timeout(question.lease)
             .receive_request_attempt_id(&question.attempt)
             .message_attribute_names("All")
-            .message_system_attribute_names(MessageSystemAttributeName::All);
+            .set_message_system_attribute_names(Some(message::WANTED.to_vec()));
         let (sent, date) = (Instant::now(), DateOf::default());
         let call = call.customize().interceptor(date.clone());
         let doing = Doing::Write("claiming jobs");
