@@ -120,4 +120,17 @@ mod tests {
         assert_eq!(of_sample("dejq_job_wait_seconds_bucket"), of_sample("dejq_job_wait_seconds"));
         assert_eq!(of_sample("python_info"), None);
     }
+
+    #[test]
+    fn the_docs_list_every_metric_with_its_kind_and_no_other() {
+        let docs = include_str!("../../docs/metrics.md");
+        let listed: Vec<(&str, &str)> = docs
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `dejq_"))
+            .map(|row| (row.split('`').next().unwrap_or_default(), row.split(" | ").nth(1).unwrap_or_default()))
+            .collect();
+        let all: Vec<(&str, &str)> =
+            ALL.iter().map(|family| (&family.name["dejq_".len()..], family.kind.as_str())).collect();
+        assert_eq!(listed, all);
+    }
 }

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use dejq::backend::Backend;
 use dejq::job::{OnFailure, State};
 use dejq::worker::{Ends, Flavour, HandlerSpec, WorkerConfig};
 
