@@ -13,10 +13,11 @@ refuse() { # refuse WHY PATTERN PATHS…
     fi
 }
 
-core="src/job.rs src/error.rs src/log.rs src/backend src/worker"
+core="src/job.rs src/error.rs src/log.rs src/backend src/worker src/metrics"
 # shellcheck disable=SC2086 # the list is meant to be split
 refuse "Python is known only in src/py" '\b(pyo3|Py<|PyResult|asyncio)\b' $core
 refuse "a backend does not know the worker" 'crate::(worker|py)' src/backend src/job.rs src/error.rs src/log.rs
+refuse "a backend and the worker do not know the metrics" 'crate::metrics' src/backend src/worker src/job.rs src/error.rs src/log.rs
 refuse "the worker knows the trait and no store" 'backend::(memory|postgres|redis|sqs)|MemoryBackend' src/worker
 refuse "SQL lives in files of its own" '"[[:space:]]*(SELECT|INSERT|UPDATE|DELETE) ' src --include=*.rs
 refuse "only py/runtime.rs blocks" 'block_on\(' src --include=*.rs --exclude=runtime.rs

@@ -74,6 +74,7 @@ class Client:
         self._answers: Answers | None = None  # for the loop that asked last
         # Ends `run`. Signal handlers write to it, which no Event or Condition is made for.
         self._stop_asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._max_jobs: int | None = None  # of `dejq worker`
         self._inline = 1 if self._native.is_inline else 0
         self.store, self.workers, self.async_workers, self.heartbeat, self._in_process = self._native.settings()
 
@@ -262,7 +263,7 @@ class Client:
             WrongState: It has been started already.
             ClientStopped: The client was stopped.
         """
-        lanes = self._native.start(workers)
+        lanes = self._native.start(workers, self._max_jobs)
         _started.add(self)
         try:
             _logging.start()
@@ -372,6 +373,15 @@ class Client:
     async def astats(self) -> Stats:
         """`stats` for coroutines."""
         return self.stats() if self._in_process else await _in_thread(self.stats)
+
+    def metrics(self) -> str:
+        """Counters, histograms and gauges of this client and its worker, in the text format of Prometheus.
+
+        What ``dejq worker --http`` serves (docs/metrics.md), for those who serve it themselves, with the content type
+        ``text/plain; version=0.0.4``. Needs no interpreter while it waits for the store, which is asked for its counts
+        every five seconds at most (SQS: every minute), however often this is called.
+        """
+        return self._native.metrics()
 
     def get_job(self, id: str) -> JobInfo:
         """Looks up one job.

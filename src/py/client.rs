@@ -17,11 +17,13 @@ use super::executor::{AsyncLane, SyncLane, Table};
 use super::handler::{Decoder, PyHandler};
 use super::info;
 use super::job::id_text;
+use super::metrics::{Reporter, serve};
 use super::pending::{job_type, positive};
-use super::runtime::{Process, handle, wait, wait_for_server};
+use super::runtime::{Process, handle, wait, wait_aside, wait_for_server};
 use crate::backend::{Backend, DeadLetters, Filter, Guarantees, NewQueue, Options, check_sizes, connect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{JobId, NewJob};
+use crate::job::{JobId, JobType, NewJob};
+use crate::metrics::{self, Source, Wanted};
 use crate::worker::{Backoff, Flavour, HandlerSpec, Handlers, Worker, WorkerConfig};
 
 /// (initial seconds, factor, maximum seconds, jitter) of `dejq.Backoff`, which has checked them.
@@ -45,6 +47,7 @@ pub(super) struct Inner {
     process: Process,
     registered: Mutex<Registered>,
     is_stopped: AtomicBool,
+    metrics: Arc<metrics::Process>,
 }
 
 /// Handlers grow until the worker starts.
@@ -120,11 +123,11 @@ impl Client {
         let chain = one_chain(py, jobs, cancel_rest)?;
         check_sizes(&inner.guarantees, &chain).map_err(|error| to_py(py, &error))?;
         let (question, reply) = answers.ask();
-        let backend = Arc::clone(&inner.backend);
+        let (backend, metrics) = (Arc::clone(&inner.backend), Arc::clone(&inner.metrics));
         handle().map_err(|error| to_py(py, &error))?.spawn(async move {
             let ids = backend.enqueue(&chain).await;
             if let Ok(ids) = &ids {
-                tell(&chain, ids);
+                tell(&metrics, &chain, ids);
             }
             reply.send(chain, ids);
         });
@@ -191,11 +194,26 @@ impl Client {
         Ok(inner.registered().handlers.all().iter().map(|spec| spec.job_type.to_string()).collect())
     }
 
+    /// Forgets the handlers of all other types.
+    fn keep_handlers(&self, py: Python<'_>, types: Vec<Bound<'_, PyString>>) -> PyResult<()> {
+        let types: Vec<JobType> = types.into_iter().map(|name| job_type(&name)).collect::<PyResult<_>>()?;
+        let forgotten = self.open_inner(py)?.keep(&types);
+        // Without the lock: dropping a function may run anything.
+        drop(forgotten);
+        Ok(())
+    }
+
     /// Starts the worker; returns its lanes, whose threads are the caller's to start.
-    fn start<'py>(&self, py: Python<'py>, workers: Option<&Bound<'py, PyAny>>) -> PyResult<Lanes<'py>> {
+    fn start<'py>(
+        &self,
+        py: Python<'py>,
+        workers: Option<&Bound<'py, PyAny>>,
+        max_jobs: Option<u64>,
+    ) -> PyResult<Lanes<'py>> {
         let inner = self.open_inner(py)?;
         let workers = workers.map(|workers| positive(workers, "workers")).transpose()?;
-        let Started { worker, table } = inner.start(workers).map_err(|error| to_py(py, &error))?;
+        let Started { worker, table } = inner.start(workers, max_jobs).map_err(|error| to_py(py, &error))?;
+        inner.metrics.started(&worker);
         let sync = worker.lane(Flavour::Sync).map(|lane| {
             Bound::new(py, SyncLane { worker: Arc::clone(&worker), table: Arc::clone(&table), lane })
         });
@@ -239,6 +257,43 @@ impl Client {
     #[getter]
     fn is_idle(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.inner(py)?.worker().is_none_or(|worker| worker.in_hand() == 0))
+    }
+
+    /// Waits until the worker takes no more jobs, or for so many seconds; has it come to that? Not for the main thread.
+    #[pyo3(signature = (timeout))]
+    fn wait_until_stopping(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let Some(worker) = self.inner(py)?.worker() else { return Ok(false) };
+        let timeout = timeout.map_or(Duration::MAX, duration);
+        wait_aside(py, async move { tokio::time::timeout(timeout, worker.stopping()).await.is_ok() })
+    }
+
+    /// Has the worker made as many handler calls as it was to make?
+    #[getter]
+    fn is_spent(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.inner(py)?.worker().is_some_and(|worker| worker.is_spent()))
+    }
+
+    /// Has somebody asked for the stop?
+    #[getter]
+    fn is_stopped(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.inner(py)?.is_stopped.load(Ordering::SeqCst))
+    }
+
+    /// All metrics, as text that Prometheus reads.
+    fn metrics(&self, py: Python<'_>) -> PyResult<String> {
+        let inner = self.inner(py)?;
+        wait_for_server(py, async { Ok(inner.metrics.page(Wanted::WithStore).await.text()) })
+    }
+
+    /// Serves metrics and probes at `HOST:PORT` until the process ends; returns the address.
+    fn serve(&self, py: Python<'_>, address: &str) -> PyResult<String> {
+        serve(py, address, Arc::clone(&self.inner(py)?.metrics) as _)
+    }
+
+    /// Tells metrics to a supervisor, over a socket whose file descriptor is given away.
+    fn report(&self, py: Python<'_>, socket: i32) -> PyResult<Reporter> {
+        let source = Arc::clone(&self.inner(py)?.metrics) as _;
+        Reporter::start(socket, source).map_err(|error| to_py(py, &error))
     }
 
     /// Begins the stop without waiting for its end: what a handler may do.
@@ -456,6 +511,7 @@ impl Client {
             Mutex::new(Registered { handlers: Handlers::default(), callables: Vec::new(), started: None });
         Ok(Self {
             inner: Some(Inner {
+                metrics: Arc::new(metrics::Process::new(&backend)),
                 backend,
                 guarantees,
                 config,
@@ -506,7 +562,7 @@ impl Inner {
     fn store<'py>(&self, py: Python<'py>, jobs: &[NewJob]) -> PyResult<Bound<'py, PyList>> {
         check_sizes(&self.guarantees, jobs).map_err(|error| to_py(py, &error))?;
         let ids = self.wait(py, self.backend.enqueue(jobs)).map_err(|error| with_ids(py, error, jobs))?;
-        tell(jobs, &ids);
+        tell(&self.metrics, jobs, &ids);
         PyList::new(py, ids.into_iter().map(|id| id_text(py, id)))
     }
 
@@ -523,7 +579,19 @@ impl Inner {
         Ok(())
     }
 
-    fn start(&self, workers: Option<NonZeroU32>) -> Result<Started> {
+    /// Returns the handlers of other types.
+    fn keep(&self, types: &[JobType]) -> Vec<PyHandler> {
+        let mut registered = self.registered();
+        let (handlers, places) = registered.handlers.only(types);
+        registered.handlers = handlers;
+        let all = std::mem::take(&mut registered.callables);
+        let (kept, others): (Vec<_>, Vec<_>) =
+            all.into_iter().enumerate().partition(|(place, _)| places.contains(place));
+        registered.callables = kept.into_iter().map(|(_, handler)| handler).collect();
+        others.into_iter().map(|(_, handler)| handler).collect()
+    }
+
+    fn start(&self, workers: Option<NonZeroU32>, max_jobs: Option<u64>) -> Result<Started> {
         if self.is_inline {
             return Err(Error::config(
                 "an inline client runs its jobs inside enqueue(), so there is nothing for dequeue_loop() to do; \
@@ -545,6 +613,7 @@ impl Inner {
         if let Some(workers) = workers {
             config.set_workers(workers.get() as usize)?;
         }
+        config.max_jobs = max_jobs;
         let worker =
             Worker::start(&handle()?, Arc::clone(&self.backend), registered.handlers.clone(), config)?;
         // The table moves on to the executors; the slot keeps the handlers' types for messages.

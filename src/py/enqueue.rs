@@ -9,6 +9,7 @@ use super::job::id_text;
 use super::pending::PendingJob;
 use crate::job::{JobId, NewJob, OnFailure};
 use crate::log::{self, Verbosity};
+use crate::metrics::Process;
 
 /// Single jobs, and sequences of jobs, each of which is a chain.
 pub fn many_chains(py: Python<'_>, chains: &Bound<'_, PyAny>, cancel_rest: bool) -> PyResult<Vec<NewJob>> {
@@ -69,7 +70,8 @@ pub fn with_ids(py: Python<'_>, error: PyErr, jobs: &[NewJob]) -> PyErr {
 }
 
 /// These jobs have been stored.
-pub fn tell(jobs: &[NewJob], ids: &[JobId]) {
+pub fn tell(metrics: &Process, jobs: &[NewJob], ids: &[JobId]) {
+    metrics.enqueued(jobs, ids);
     if log::wants(Verbosity::Jobs) {
         for (job, id) in jobs.iter().zip(ids) {
             log::write_about(Verbosity::Jobs, *id, &job.job_type, || format!("enqueue {}", job.job_type));

@@ -16,6 +16,7 @@ mod handler;
 mod info;
 mod job;
 mod logging;
+mod metrics;
 mod pending;
 mod runtime;
 
@@ -34,6 +35,8 @@ mod _native {
     use super::job::Job;
     #[pymodule_export]
     use super::logging::{read_log, set_verbosity, wait_log};
+    #[pymodule_export]
+    use super::metrics::{Reporter, Team};
     #[pymodule_export]
     use super::pending::PendingJob;
     #[pymodule_export]

@@ -131,6 +131,13 @@ fn go_on<T: Send>(
     }
 }
 
+/// Runs `future` to its end from a thread that is no main one: no signal handlers have their turn there, so nothing is
+/// done until it has ended.
+pub fn wait_aside<T: Send>(py: Python<'_>, future: impl Future<Output = T> + Send) -> PyResult<T> {
+    let handle = handle().map_err(|error| to_py(py, &error))?;
+    Ok(py.detach(|| handle.block_on(future)))
+}
+
 /// Ends the runtime's threads, with the interpreter released. Called once all workers have stopped.
 #[pyfunction]
 pub fn shutdown(py: Python<'_>) {

@@ -32,6 +32,8 @@ pub struct WorkerConfig {
     pub max_rescues: u32,
     /// How long to wait before a retry.
     pub backoff: Backoff,
+    /// Handler calls after which the worker takes no more jobs. Default: no limit.
+    pub max_jobs: Option<u64>,
 }
 
 impl Default for WorkerConfig {
@@ -44,6 +46,7 @@ impl Default for WorkerConfig {
             max_attempts: None,
             max_rescues: 3,
             backoff: Backoff::default(),
+            max_jobs: None,
         }
     }
 }

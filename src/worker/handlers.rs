@@ -71,6 +71,17 @@ impl Handlers {
         &self.specs[index as usize]
     }
 
+    /// Those of these types alone, and the places where they were.
+    #[must_use]
+    pub fn only(&self, types: &[JobType]) -> (Self, Vec<usize>) {
+        let places = (0..self.specs.len()).filter(|place| types.contains(&self.specs[*place].job_type));
+        let places: Vec<usize> = places.collect();
+        let specs: Vec<HandlerSpec> = places.iter().map(|place| self.specs[*place].clone()).collect();
+        let by_type =
+            specs.iter().enumerate().map(|(index, spec)| (spec.job_type.clone(), index as u32)).collect();
+        (Self { specs, by_type }, places)
+    }
+
     /// All of them, by index.
     pub fn all(&self) -> &[HandlerSpec] {
         &self.specs

@@ -57,6 +57,12 @@ impl Pulse {
         }
     }
 
+    /// For how long the next beat to get through has been overdue.
+    pub fn lateness(&self, now: u64, config: &WorkerConfig) -> Duration {
+        Duration::from_nanos(now.saturating_sub(self.last.load(Ordering::Relaxed)))
+            .saturating_sub(config.heartbeat)
+    }
+
     /// May this worker judge others?
     pub fn is_steady(&self, now: u64, config: &WorkerConfig) -> bool {
         let last = self.last.load(Ordering::Relaxed);
@@ -157,7 +163,8 @@ async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
     }
     stuck.retain(|task| {
         // Counted before the mark can be seen, because who sees it counts back.
-        shared.stuck.fetch_add(1, Ordering::Relaxed);
+        let lane = &shared.lanes[task.lane];
+        lane.stuck.fetch_add(1, Ordering::Relaxed);
         let is_stuck = cancel(shared, task, Cancel::Stuck);
         if is_stuck {
             log::write(Verbosity::Errors, Some(&task.job), || {
@@ -167,12 +174,17 @@ async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
                 )
             });
         } else {
-            shared.stuck.fetch_sub(1, Ordering::Relaxed);
+            lane.stuck.fetch_sub(1, Ordering::Relaxed);
         }
         is_stuck
     });
     count(&shared.counters.stuck, stuck.len());
-    count(&shared.counters.cancelled, stuck.len());
+    {
+        let mut books = shared.tally.books();
+        for task in &stuck {
+            books.of(task).cancelled += 1;
+        }
+    }
     shared.in_hand.remove(&stuck);
     shared.emptied.notify_waiters();
 }

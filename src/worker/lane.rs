@@ -1,6 +1,6 @@
 //! A lane: the handlers of one flavour, their slots, and the tasks that wait for one.
 
-use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
@@ -27,6 +27,8 @@ pub(super) struct Lane {
     freed: Notify,
     /// Running tasks that were told to return, so far.
     pub cancels: AtomicU64,
+    /// Handlers whose job is over although they have not returned.
+    pub stuck: AtomicUsize,
     waker: OnceLock<Waker>,
 }
 
@@ -41,6 +43,7 @@ impl Lane {
             in_hand: AtomicIsize::new(0),
             freed: Notify::new(),
             cancels: AtomicU64::new(0),
+            stuck: AtomicUsize::new(0),
             waker: OnceLock::new(),
         }
     }

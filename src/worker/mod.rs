@@ -12,6 +12,7 @@ mod config;
 mod counters;
 mod fetcher;
 mod handlers;
+mod histogram;
 mod inline;
 mod keeper;
 mod lane;
@@ -23,21 +24,24 @@ mod retry;
 mod settler;
 mod stop;
 mod supervise;
+mod tally;
 mod task;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use config::{BEATS_PER_LEASE, WorkerConfig};
 pub use counters::{Counted, Counters};
 pub use handlers::{Flavour, HandlerSpec, Handlers};
+pub use histogram::{BATCHES, Batches, DURATIONS, Durations, Histogram};
 pub use inline::Inline;
 pub use lane::Waker;
 pub use retry::{Attempt, Backoff};
 pub use stop::StopReport;
+pub use tally::Ends;
 pub use task::{Cancel, Task};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -50,6 +54,7 @@ use self::keeper::Pulse;
 use self::lane::Lane;
 use self::outbox::{Ended, Outbox};
 use self::supervise::supervise;
+use self::tally::Tally;
 use self::task::{Clock, InHand};
 use crate::backend::{Backend, Leased, WorkerId};
 use crate::error::{Error, Result};
@@ -68,10 +73,11 @@ pub(crate) struct Shared {
     in_hand: InHand,
     outbox: Outbox,
     counters: Counters,
+    tally: Tally,
+    /// Handler calls that are left, if `max_jobs` sets a limit.
+    calls_left: Option<AtomicU64>,
     clock: Clock,
     pulse: Pulse,
-    /// Handlers whose job is over although they have not returned.
-    stuck: AtomicUsize,
     /// Fired whenever tasks leave the worker; stop waits for the last one.
     emptied: Notify,
     /// No more claims.
@@ -115,7 +121,9 @@ impl Worker {
         let shared = Arc::new(Shared {
             id: WorkerId(crate::job::JobId::generate()),
             types: lanes.iter().flat_map(|lane| lane.types.clone()).collect(),
+            calls_left: config.max_jobs.map(AtomicU64::new),
             config,
+            tally: Tally::new(handlers.all().len()),
             handlers,
             lanes,
             in_hand: InHand::default(),
@@ -124,7 +132,6 @@ impl Worker {
             counters: Counters::default(),
             clock: Clock::start(),
             pulse: Pulse::default(),
-            stuck: AtomicUsize::new(0),
             emptied: Notify::new(),
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -200,7 +207,37 @@ impl Worker {
 
     /// What the worker has done so far.
     pub fn counted(&self) -> Counted {
-        self.shared.counters.read()
+        self.shared.counters.read(&self.shared.tally)
+    }
+
+    /// What it has done by type, and how it is now.
+    pub fn observe(&self) -> Observed {
+        let shared = &self.shared;
+        let (ends, batches) = shared.tally.read();
+        let types = shared.handlers.all().iter().zip(ends);
+        let running = shared.in_hand.running(shared.lanes.len());
+        let lanes = shared.lanes.iter().zip(running).map(|(lane, running)| ObservedLane {
+            flavour: lane.flavour,
+            slots: lane.slots,
+            in_use: running + lane.stuck.load(Ordering::Relaxed),
+        });
+        Observed {
+            types: types.map(|(spec, (started, ends))| (spec.job_type.clone(), started, ends)).collect(),
+            batches,
+            lanes: lanes.collect(),
+            stuck: shared.stuck(),
+            beat_lateness: shared.pulse.lateness(shared.clock.now(), &shared.config),
+        }
+    }
+
+    /// Returns when the worker takes no more jobs: it is being stopped, has made its last call, or has given up.
+    pub async fn stopping(&self) {
+        self.shared.stopping.cancelled().await;
+    }
+
+    /// Has it made as many handler calls as `max_jobs` allows?
+    pub fn is_spent(&self) -> bool {
+        self.shared.calls_left.as_ref().is_some_and(|left| left.load(Ordering::Relaxed) == 0)
     }
 
     /// Has `stop` begun, or has the worker given up?
@@ -257,13 +294,58 @@ impl Worker {
             self.shared.outbox.push(Ended { task, attempt: Attempt::Finished, ran: Duration::ZERO });
             return None;
         }
+        if !self.shared.may_call() {
+            self.shared.outbox.push(Ended { task, attempt: Attempt::Finished, ran: Duration::ZERO });
+            return None;
+        }
         task.start(now);
-        count(&self.shared.counters.started, 1);
+        self.shared.tally.start(&task);
         Some(task)
     }
 }
 
+/// What a worker shows of itself.
+#[derive(Debug)]
+pub struct Observed {
+    /// Each type with a handler, how often it was called, and how its attempts ended.
+    pub types: Vec<(JobType, u64, Ends)>,
+    /// Attempts that were stored together.
+    pub batches: Batches,
+    /// The flavours that have handlers.
+    pub lanes: Vec<ObservedLane>,
+    /// Handlers whose job is over although they have not returned.
+    pub stuck: usize,
+    /// For how long the next beat has been overdue.
+    pub beat_lateness: Duration,
+}
+
+/// How busy the handlers of one flavour are.
+#[derive(Debug)]
+pub struct ObservedLane {
+    /// Which.
+    pub flavour: Flavour,
+    /// Handlers that may run at once.
+    pub slots: usize,
+    /// Handlers that run, stuck ones among them.
+    pub in_use: usize,
+}
+
 impl Shared {
+    /// Counts a handler call towards `max_jobs`. With the last one the claims end; what is in hand beyond it is given back.
+    fn may_call(&self) -> bool {
+        let Some(left) = &self.calls_left else { return true };
+        let one_less = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if one_less == Ok(1) {
+            self.stopping.cancel();
+        }
+        one_less.is_ok()
+    }
+
+    /// Handlers whose job is over although they have not returned.
+    fn stuck(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.stuck.load(Ordering::Relaxed)).sum()
+    }
+
     /// Takes leased jobs in hand. Returns those that no handler here takes. What comes after a stop has begun is
     /// not started any more, but given back.
     fn accept(&self, leased: Vec<Leased>) -> Vec<Leased> {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::counters::count;
 use super::outbox::Ended;
 use super::retry::outcome;
+use super::tally::Ends;
 use super::task::{Cancel, Task};
 use super::{Attempt, Shared, StoreBackoff};
 use crate::backend::{HandOff, Lease, Outcome, SettleReply, Settled};
@@ -71,7 +72,7 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
                 settled.push(Settled { lease, outcome });
             }
             Report::GiveBack => given_back.push(lease),
-            Report::Nothing => count(&shared.counters.lost, 1),
+            Report::Nothing => shared.tally.books().of(&ended.task).lost += 1,
         }
         leaving[ended.task.lane] += 1;
         held.tasks.push(ended.task);
@@ -84,13 +85,14 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
     }
     let Some(reply) = settle_until_answered(shared, &settled, &leaving).await else { return };
     let mut lost = reply.lost.iter().copied().peekable();
+    let mut books = shared.tally.books();
     for (place, entry) in settled.iter().enumerate() {
         let task = &held.tasks[places[place]];
         let is_lost = lost.next_if_eq(&place).is_some();
         if is_lost && task.finishes_itself() {
-            tell(shared, task, &Outcome::Finished);
+            tell(shared, books.of(task), task, &Outcome::Finished);
         } else if is_lost {
-            count(&shared.counters.lost, 1);
+            books.of(task).lost += 1;
             log::write(Verbosity::Errors, Some(&task.job), || {
                 format!(
                     "the lease of this {} job was lost before its end was stored; another worker has it",
@@ -98,9 +100,10 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
                 )
             });
         } else {
-            tell(shared, task, &entry.outcome);
+            tell(shared, books.of(task), task, &entry.outcome);
         }
     }
+    drop(books);
     // Before the places are freed: a job handed on takes the place of the one before it.
     count(&shared.counters.handed_off, reply.next.len());
     shared.accept(reply.next);
@@ -122,7 +125,7 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
         Cancel::Lost if task.finishes_itself() => Attempt::Finished,
         Cancel::Lost => return Report::Nothing,
         Cancel::Stuck => {
-            shared.stuck.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            shared.lanes[task.lane].stuck.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             return Report::Nothing;
         }
         Cancel::Stopping | Cancel::Expired if has_failed => return Report::Settle(Outcome::Interrupted),
@@ -183,12 +186,12 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Lease]) {
     }
 }
 
-fn tell(shared: &Shared, task: &Task, outcome: &Outcome) {
+fn tell(shared: &Shared, ends: &mut Ends, task: &Task, outcome: &Outcome) {
     let job = &task.job;
     match outcome {
-        Outcome::Finished => count(&shared.counters.finished, 1),
+        Outcome::Finished => ends.finished += 1,
         Outcome::Retry { after, failure } => {
-            count(&shared.counters.retried, 1);
+            ends.retried += 1;
             log::write(Verbosity::Errors, Some(job), || {
                 format!(
                     "{} failed on attempt {}, next try in {after:.1?}: {}",
@@ -199,14 +202,14 @@ fn tell(shared: &Shared, task: &Task, outcome: &Outcome) {
             });
         }
         Outcome::Failed(failure) => {
-            count(&shared.counters.failed, 1);
+            ends.failed += 1;
             log::write(Verbosity::Errors, Some(job), || {
                 format!("{} failed for good on attempt {}: {}", job.job_type, job.attempt, full(failure))
             });
         }
         Outcome::Interrupted => count(&shared.counters.given_back, 1),
         Outcome::Cancelled(failure) => {
-            count(&shared.counters.cancelled, 1);
+            ends.cancelled += 1;
             log::write(Verbosity::Jobs, Some(job), || format!("{} was cancelled: {failure}", job.job_type));
         }
     }
@@ -222,12 +225,18 @@ fn full(failure: &Failure) -> String {
 fn measure(shared: &Shared, batch: &[Ended], last: &mut Instant) {
     let now = Instant::now();
     let elapsed = now - std::mem::replace(last, now);
-    for (index, lane) in shared.lanes.iter().enumerate() {
-        let (mut jobs, mut ran) = (0, Duration::ZERO);
-        for ended in batch.iter().filter(|ended| ended.task.lane == index) {
-            jobs += 1;
-            ran += ended.ran;
-        }
+    let mut lanes = vec![(0, Duration::ZERO); shared.lanes.len()];
+    let epoch = shared.clock.epoch();
+    let mut books = shared.tally.books();
+    books.batches.add(batch.len() as u64);
+    for Ended { task, ran, .. } in batch {
+        let (jobs, all) = &mut lanes[task.lane];
+        *jobs += 1;
+        *all += *ran;
+        books.ran(task, *ran, epoch);
+    }
+    drop(books);
+    for (lane, (jobs, ran)) in shared.lanes.iter().zip(lanes) {
         if jobs > 0 {
             lane.pace.ended(jobs, ran, elapsed);
         }

@@ -7,7 +7,6 @@
 //! 5. beats and settles end, executors are let go
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -43,7 +42,7 @@ pub(super) async fn run(
     others: Vec<JoinHandle<()>>,
     mut deadline: watch::Receiver<Option<Instant>>,
 ) -> StopReport {
-    let before = shared.counters.read();
+    let before = shared.counters.read(&shared.tally);
     say(|| "stop 1/5: no more claims".into());
     shared.stopping.cancel();
     give_back_unstarted(shared).await;
@@ -63,7 +62,7 @@ pub(super) async fn run(
         let _ = timeout(CANCEL_GRACE, empty(shared)).await;
     }
 
-    let abandoned = shared.in_hand.len() + shared.stuck.load(Ordering::Relaxed);
+    let abandoned = shared.in_hand.len() + shared.stuck();
     say(|| format!("stop 5/5: ending, {abandoned} handlers left behind"));
     shared.ended.cancel();
     for lane in &shared.lanes {
@@ -78,7 +77,7 @@ pub(super) async fn run(
             format!("the store was not told that this worker left: {error}")
         });
     }
-    let after = shared.counters.read();
+    let after = shared.counters.read(&shared.tally);
     let ends = |counted: Counted| counted.finished + counted.failed + counted.retried + counted.cancelled;
     StopReport {
         finished: ends(after) - ends(before),

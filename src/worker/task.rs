@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::tally::since_1970;
 use crate::backend::{Lease, Leased};
 use crate::job::Job;
 
@@ -158,6 +159,11 @@ impl Clock {
         self.epoch.elapsed().as_nanos() as u64
     }
 
+    /// When it began, in nanoseconds since 1970, by what the clock on the wall says now.
+    pub fn epoch(self) -> u64 {
+        since_1970(SystemTime::now()).saturating_sub(self.now())
+    }
+
     pub fn at(self, instant: Instant) -> u64 {
         instant.saturating_duration_since(self.epoch).as_nanos() as u64
     }
@@ -207,6 +213,16 @@ impl InHand {
     pub fn all(&self) -> Vec<Arc<Task>> {
         let slab = self.slab.lock().unwrap_or_else(PoisonError::into_inner);
         slab.slots.iter().flatten().cloned().collect()
+    }
+
+    /// How many of them run, by lane.
+    pub fn running(&self, lanes: usize) -> Vec<usize> {
+        let mut running = vec![0; lanes];
+        let slab = self.slab.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in slab.slots.iter().flatten().filter(|task| task.started().is_some() && !task.has_ended()) {
+            running[task.lane] += 1;
+        }
+        running
     }
 
     pub fn len(&self) -> usize {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The calls of a worker.
+/// The calls of a worker, and of its metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
     Claim,
@@ -26,6 +26,7 @@ pub enum Call {
     GiveBack,
     Rescue,
     Leave,
+    Stats,
 }
 
 /// What goes wrong.
@@ -215,7 +216,7 @@ impl Backend for FaultyBackend {
     }
 
     async fn stats(&self) -> Result<Stats> {
-        self.memory.stats().await
+        self.strike(Call::Stats, 0, self.memory.stats()).await
     }
 
     async fn get(&self, id: JobId) -> Result<JobInfo> {

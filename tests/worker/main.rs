@@ -25,6 +25,10 @@ mod ends;
 mod handlers;
 mod inline;
 mod leases;
+mod limits;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod observed;
 mod operators;
 mod panics;
 mod rescue;

@@ -144,7 +144,7 @@ impl Stage {
     }
 
     pub async fn stats(&self) -> Stats {
-        self.store.stats().await.unwrap()
+        self.store.memory.stats().await.unwrap()
     }
 
     /// Another worker, played by hand: takes what is ready of this type.

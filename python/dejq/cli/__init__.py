@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # a dash is no reason to fail on a terminal of another age
     given = make_parser(VERBS.values()).parse_args(argv)
+    given.argv = sys.argv[1:] if argv is None else list(argv)  # for processes that run the same command
     try:
         verb = VERBS[given.verb]
         fill_in(given, verb.flags)

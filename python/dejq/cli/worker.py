@@ -1,31 +1,64 @@
-"""``dejq worker``: runs the handlers of an application."""
+"""``dejq worker``: runs the handlers of an application, in this process or in several."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import re
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Protocol
 
 import dejq
+from dejq.cli import child
 from dejq.cli.app import load
 from dejq.cli.flags import APP, Flag, loudness, patience, switch, verb, whole
-from dejq.cli.talk import FAILED, OK, CommandError, count, say, scrub
+from dejq.cli.limits import Limits
+from dejq.cli.talk import FAILED, OK, CommandError, close, count, exit_code, say, scrub
 from dejq.client import _signals
 
 # Kubernetes kills after 30 s; five of them are for what comes before and after.
 _SHUTDOWN_SECONDS = 25.0
 
 
+def _size(text: str) -> int:
+    """Bytes."""
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]?)(?:i?b)?", text.lower())
+    if found is None or (size := int(float(found[1]) * units[found[2]])) < 1:
+        raise ValueError("must be bytes, or a number with a unit: 512M, 2G")
+    return size
+
+
+def _address(text: str) -> str:
+    """``HOST:PORT``."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, for example 127.0.0.1:9600, or 0.0.0.0:9600 for all networks")
+    return text
+
+
 @verb(
-    "dejq worker app:client -w 8 -v",
+    "dejq worker app:client -w 8 --processes 4 --http 127.0.0.1:9600",
     APP,
-    Flag(("-w", "--workers"), "plain handlers at once; default: the client's", whole, in_project=True,
+    Flag(("-w", "--workers"), "plain handlers at once, in each process; default: the client's", whole, in_project=True,
          more={"metavar": "N"}),
+    Flag(("--processes",), "so many processes below a supervisor, which starts a new one for each that dies", whole,
+         in_project=True, more={"metavar": "N"}),
+    Flag(("--type",), "only jobs of this type; may be repeated", default=(),
+         more={"action": "append", "metavar": "TYPE"}),
     switch("--drain", "end when no job is ready or running"),
+    switch("--reload", "start anew when a Python file below this folder changes; for development"),
+    Flag(("--max-jobs",), "a process stops after so many jobs, and is replaced if it has a supervisor", whole,
+         in_project=True, more={"metavar": "N"}),
+    Flag(("--max-memory",), "the same when it holds so much memory: bytes, or 512M, 2G", _size, in_project=True,
+         more={"metavar": "SIZE"}),
     Flag(("--shutdown-timeout",), "how long a stop waits for running jobs; default 25; or forever", patience,
          default=_SHUTDOWN_SECONDS, in_project=True, more={"metavar": "S"}),
+    Flag(("--http",), "serve /metrics, /healthz and /readyz there", _address, in_project=True,
+         more={"metavar": "HOST:PORT"}),
     Flag(("-v", "--verbose"), "-v log jobs, -vv also the worker's insides, -vvv also beats", loudness,
          in_project=True, more={"action": "count", "dest": "verbosity"}),
 )  # fmt: skip
@@ -37,41 +70,167 @@ def worker(given: argparse.Namespace) -> int:
     """
     if given.app is None:
         raise CommandError("worker needs APP, for example: dejq worker app:client")
+    if supervisor := child.supervisor():
+        return _work_below(supervisor, given)
+    if given.processes is not None or given.reload:
+        from dejq.cli.supervisor import supervise
+
+        return supervise(given)
+    return _work(given, _Terminal(given))
+
+
+class _Audience(Protocol):
+    """Who is told what a worker does, and who tells it to stop."""
+
+    def loaded(self, client: dejq.Client) -> None:
+        """The application was imported; nothing has started."""
+
+    def signals(self, client: dejq.Client) -> AbstractContextManager[None]:
+        """Within it, what asks for a stop is heard."""
+        ...
+
+    def ready(self, client: dejq.Client) -> None:
+        """The worker waits for jobs."""
+
+    def stopping(self, running: int, why: str | None) -> None:
+        """It takes no more; so many jobs run. `why`: the limit that it has reached."""
+
+    def stopped(self, report: dejq.StopReport, ended: int) -> None:
+        """It has stopped, after so many jobs in all."""
+
+
+def _work(given: argparse.Namespace, audience: _Audience, number: int | None = None) -> int:
     client = load(given.app)
-    _log_to_stderr(given.verbosity)
-    say(
-        f"dejq {dejq.__version__} · {client.store} · {count(given.workers or client.workers, 'worker')} "
-        f"· heartbeat {client.heartbeat:g} s"
-    )
-    say(f"handlers  {'  '.join(client.types)}")
+    if given.type:
+        _keep(client, given.type)
+    _log_to_stderr(given.verbosity, number)
+    limits = Limits(client, given.max_jobs, given.max_memory)
+    audience.loaded(client)
     # What no waiting mends ends it here; a store that does not answer may come up yet.
     with suppress(dejq.BackendUnavailable):
         client.stats()
-
-    def hurry() -> None:
-        # A signal handler: print() may be in the middle of a line.
-        os.write(sys.stderr.fileno(), b"stopping  now: running jobs are told to return and given back\n")
-        client._native.hurry(0.0)
-
-    with _signals(client._stop_asked, hurry):
+    with audience.signals(client):
         client.dequeue_loop(given.workers)
-        whose = " of this process, which alone has this memory" if client._in_process else ""
-        say(f"ready     waiting for jobs{whose}; Ctrl-C to stop")
+        limits.watch()
+        audience.ready(client)
         limit = None if given.shutdown_timeout == float("inf") else given.shutdown_timeout
         try:
             client._wait_for_stop(given.drain)
         except dejq.DejqError:
             client.stop(limit)
             raise
-        running = _running(client)
-        patience = "" if limit is None else f", up to {limit:g} s"
-        say(
-            f"stopping  {count(running, 'job')} running{patience} (Ctrl-C again to stop now)" if running else "stopping"
-        )
+        why = "the worker has given up, its log says why" if limits.has_given_up else limits.reached
+        audience.stopping(_running(client), why)
         report = client.stop(limit)
-    left = f", {report.abandoned} left running" if report.abandoned else ""
-    say(f"stopped   {report.finished} done, {report.given_back} given back{left}; {_ended(client):,} in all")
-    return FAILED if report.forced or report.abandoned else OK
+    audience.stopped(report, _ended(client))
+    if report.forced or report.abandoned or limits.has_given_up:
+        return FAILED
+    return child.REPLACE if limits.reached and number is not None else OK
+
+
+class _Terminal:
+    """The only process of a worker tells people, and they send it signals."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._given = given
+
+    def loaded(self, client: dejq.Client) -> None:
+        for line in banner(client.store, self._given.workers or client.workers, client.heartbeat, client.types):
+            say(line)
+        if self._given.http is not None:
+            say(f"metrics   http://{client._native.serve(self._given.http)}/metrics")
+
+    def signals(self, client: dejq.Client) -> AbstractContextManager[None]:
+        def hurry() -> None:
+            # A signal handler: print() may be in the middle of a line.
+            os.write(sys.stderr.fileno(), b"stopping  now: running jobs are told to return and given back\n")
+            client._native.hurry(0.0)
+
+        return _signals(client._stop_asked, hurry)
+
+    def ready(self, client: dejq.Client) -> None:
+        whose = " of this process, which alone has this memory" if client._in_process else ""
+        say(f"ready     waiting for jobs{whose}; Ctrl-C to stop")
+
+    def stopping(self, running: int, why: str | None) -> None:
+        because = "" if why is None else f"  {why}"
+        jobs = f"  {count(running, 'job')} running{up_to(self._given)} (Ctrl-C again to stop now)" if running else ""
+        say(f"stopping{because}{jobs}")
+
+    def stopped(self, report: dejq.StopReport, ended: int) -> None:
+        say(summary(report.finished, report.given_back, report.abandoned, ended))
+
+
+class _Child:
+    """One of several processes tells its supervisor, which tells people."""
+
+    def __init__(self, supervisor: child.Supervisor, given: argparse.Namespace) -> None:
+        self._supervisor = supervisor
+        self._given = given
+        self._finish: Callable[[], None] = lambda: None
+
+    def loaded(self, client: dejq.Client) -> None:
+        if client._in_process and (self._given.processes or 1) > 1:
+            raise CommandError(
+                f"{client.store} lives in one process, so {self._given.processes} processes would have queues of their "
+                "own; name another store, or leave out --processes"
+            )
+        if self._supervisor.metrics is not None:
+            self._finish = client._native.report(self._supervisor.metrics).finish
+
+    def signals(self, client: dejq.Client) -> AbstractContextManager[None]:
+        client._stop_asked = self._supervisor.asked
+        return nullcontext()
+
+    def ready(self, client: dejq.Client) -> None:
+        self._supervisor.when_in_a_hurry(lambda: client._native.hurry(0.0))
+        workers = self._given.workers or client.workers
+        self._supervisor.tell("ready", banner=banner(client.store, workers, client.heartbeat, client.types))
+
+    def stopping(self, running: int, why: str | None) -> None:
+        self._supervisor.tell("stopping", running=running, why=why)
+
+    def stopped(self, report: dejq.StopReport, ended: int) -> None:
+        self._finish()
+        left = {"finished": report.finished, "given_back": report.given_back, "abandoned": report.abandoned}
+        self._supervisor.tell("stopped", **left, ended=ended)
+
+
+def _work_below(supervisor: child.Supervisor, given: argparse.Namespace) -> int:
+    try:
+        return _work(given, _Child(supervisor, given), supervisor.number)
+    except (CommandError, dejq.DejqError) as error:
+        # The supervisor says it, once for all its processes.
+        supervisor.tell("failed", why=str(error))
+        return exit_code(error)
+
+
+def banner(store: str, workers: int, heartbeat: float, types: list[str]) -> list[str]:
+    """What a worker says first."""
+    return [
+        f"dejq {dejq.__version__} · {store} · {count(workers, 'worker')} · heartbeat {heartbeat:g} s",
+        f"handlers  {'  '.join(types)}",
+    ]
+
+
+def up_to(given: argparse.Namespace) -> str:
+    """How long a stop waits."""
+    return "" if given.shutdown_timeout == float("inf") else f", up to {given.shutdown_timeout:g} s"
+
+
+def summary(finished: int, given_back: int, abandoned: int, ended: int) -> str:
+    """What a worker says last."""
+    left = f", {abandoned} left running" if abandoned else ""
+    return f"stopped   {finished} done, {given_back} given back{left}; {ended:,} in all"
+
+
+def _keep(client: dejq.Client, types: list[str]) -> None:
+    there = client.types
+    for name in types:
+        if name not in there:
+            known = f"the handlers here are for {', '.join(there)}" if there else "there are no handlers"
+            raise CommandError(f"--type {name!r} has no handler, so nothing would run{close(name, there)}; {known}")
+    client._native.keep_handlers(types)
 
 
 def _running(client: dejq.Client) -> int:
@@ -89,10 +248,11 @@ class _ScrubbedFormatter(logging.Formatter):
         return scrub(super().format(record))
 
 
-def _log_to_stderr(verbosity: int | None) -> None:
-    """Unless the application has set up logging itself."""
+def _log_to_stderr(verbosity: int | None, number: int | None) -> None:
+    """Unless the application has set up logging itself. `number` tells one of several processes from the others."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_ScrubbedFormatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    which = "" if number is None else f"[{number}] "
+    handler.setFormatter(_ScrubbedFormatter(f"%(asctime)s  {which}%(message)s", "%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
     if verbosity is not None:
         dejq.set_verbosity(min(verbosity, 3))
