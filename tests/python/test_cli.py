@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import psycopg
@@ -25,43 +25,14 @@ import dejq
 from dejq import cli, testing
 from dejq.cli.flags import fill_in, make_parser, seconds
 from dejq.cli.talk import scrub
+from python.commands import APP, CANARY, SECONDS, Ran, Run, command
 
-pytest_plugins = ["python.postgres"]
+pytest_plugins = ["python.command_line", "python.postgres"]
 
-SECONDS = 60.0
-VERBS = ("worker", "migrate", "stats", "enqueue", "doctor", "bench", "example")
-CANARY = "hunter2"
-
-# A client that may be enqueued to from the command line, as that of a server could.
-APP = """
-import dejq
-
-client = dejq.connect("memory://", workers=2)
-client._in_process = False
-
-
-@client.handler("email:v1")
-def send(job: dejq.Job) -> None:
-    print("sending", job.body, flush=True)
-
-
-def make() -> dejq.Client:
-    return client
-
-
-def make_nothing() -> None: ...
-
-
-def needs(something: str) -> dejq.Client:
-    return client
-
-
-def stumble() -> dejq.Client:
-    raise KeyError("settings")
-
-
-settings = {"workers": 2}
-"""
+VERBS = (
+    "worker", "migrate", "stats", "top", "list", "inspect", "enqueue", "requeue", "cancel", "finish", "cleanup",
+    "doctor", "bench", "example", "completion",
+)  # fmt: skip
 
 # One job runs as soon as the worker does. It leaves a file when it starts, and waits for another.
 BUSY = """
@@ -84,70 +55,6 @@ def work(job: dejq.Job) -> None:
 
 client.enqueue(work.job(), work.job())
 """
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def text(self) -> str:
-        return self.out + self.err
-
-
-class Run(Protocol):
-    """Runs a command in a folder with `app.py`."""
-
-    def __call__(self, *args: str) -> Ran: ...
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of its own for every test, and no settings from elsewhere."""
-    for variable in [name for name in os.environ if name.startswith("DEJQ_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "app.py").write_text(APP)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    modules = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - modules:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """In this process: quick."""
-
-    def run_here(*args: str) -> Ran:
-        try:
-            code = cli.main(args)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return Ran(code, out, err)
-
-    return run_here
-
-
-@pytest.fixture
-def run_process() -> Run:
-    """In a process of its own: everything counts, from the interpreter's start to its end."""
-
-    def run_there(*args: str) -> Ran:
-        done = subprocess.run(
-            command(*args), capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
-
-    return run_there
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "dejq", *args]
 
 
 def jobs_of(module: str = "app") -> list[dejq.JobInfo]:
@@ -181,7 +88,7 @@ def test_the_help_of_a_verb_has_an_example_and_the_places_of_its_settings(run: R
     ran = run(verb, "--help")
     assert (ran.code, ran.err) == (0, "")
     assert f"example:\n  dejq {verb}" in ran.out
-    assert "environment:" in ran.out or verb == "example"
+    assert "environment:" in ran.out or verb in ("example", "completion")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -195,7 +102,10 @@ def test_help_imports_nothing_that_it_does_not_need() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=True)
     loaded = set(ran.stderr.split())
     assert "dejq.cli" in loaded
-    assert not loaded & {"asyncio", "ctypes", "dejq.example", "dejq.testing", "sqlite3", "subprocess", "tomllib"}
+    assert not loaded & {
+        "asyncio", "ctypes", "dejq.cli.screen", "dejq.example", "dejq.testing", "rich", "shtab", "sqlite3",
+        "subprocess", "textual", "tomllib",
+    }  # fmt: skip
 
 
 def test_the_script_is_the_same_as_the_module(run_process: Run) -> None:
@@ -318,7 +228,10 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_projec
 
 def test_every_flag_has_a_variable_but_those_that_say_what_is_to_be_done() -> None:
     without = {flag.key for verb in cli.VERBS.values() for flag in verb.flags if not flag.in_environment}
-    assert without == {"what", "type", "body", "then", "url", "store", "folder", "audit", "repair"}
+    assert without == {
+        "what", "type", "body", "then", "url", "store", "folder", "audit", "repair", "state", "older_than", "after",
+        "id", "ids", "shell",
+    }  # fmt: skip
     assert [flag.in_environment for flag in cli.VERBS["stats"].flags if flag.key == "url"] == [True]
 
 
@@ -1052,8 +965,15 @@ def test_a_drain_that_cannot_ask_the_store_leaves_no_worker_behind(
 
 SERVER = f"postgresql://app:{CANARY}@db.example.org/app?sslmode=require"
 MEMORY = f"memory://app:{CANARY}@here"
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 ARGS = {
     "worker": ["app:client", "--drain"],
+    "inspect": [ID],
+    "requeue": [ID],
+    "cancel": ["--state", "ready", "--yes"],
+    "finish": ["--type", "email:v1", "--dry-run"],
+    "cleanup": ["--older-than", "7d"],
+    "completion": ["bash"],
     "enqueue": ["email:v1", "{}"],
     "bench": ["-n", "10"],
     "example": ["mem", "."],
@@ -1067,7 +987,7 @@ def test_a_password_in_the_url_is_never_printed(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str, url: str, place: str
 ) -> None:
     args = list(ARGS.get(verb, []))
-    flags = {"bench": [url], "worker": [], "example": []}
+    flags = {"bench": [url], "worker": [], "example": [], "completion": []}
     (folder / "app.py").write_text(APP.replace('"memory://"', "None"))
     if place == "flag":
         args += flags.get(verb, ["--url", url])

@@ -1,8 +1,10 @@
 //! What `dejq doctor` says about a database.
 
+use std::time::SystemTime;
+
 use super::PostgresBackend;
 use super::rows::unreadable;
-use crate::backend::remote::Doing;
+use crate::backend::remote::{Doing, clocks};
 use crate::backend::{Finding, Level};
 use crate::error::{ErrorKind, Result};
 
@@ -19,7 +21,8 @@ impl PostgresBackend {
             text,
             fix: fix.map(str::to_owned),
         };
-        let client = &self.server.open().await?.client;
+        let session = self.server.open().await?;
+        let client = &session.client;
         let address = &self.server.address;
         let mut findings = vec![finding(Level::Ok, "connection", address.to_string(), None)];
         findings.extend(
@@ -40,7 +43,9 @@ impl PostgresBackend {
             Err(error) => return Err(error),
         }
         let doing = Doing::Read("looking at the server");
+        let asked = SystemTime::now();
         let row = client.query_typed(&self.sql.check, &[]).await;
+        let answered = SystemTime::now();
         let rows = self.work.answer(doing, row).await?;
         let Some(row) = rows.first() else { return Ok(findings) };
         let version: &str = row.try_get(0).map_err(unreadable)?;
@@ -85,7 +90,29 @@ impl PostgresBackend {
                 Some("client.vacuum(), and look for what keeps autovacuum away"),
             ));
         }
-        if self.listener_is_deaf() {
+        findings.extend(clocks(asked, row.try_get(6).map_err(unreadable)?, answered));
+        let (may_enqueue, may_work): (Option<bool>, Option<bool>) =
+            (row.try_get(7).map_err(unreadable)?, row.try_get(8).map_err(unreadable)?);
+        if let (Some(may_enqueue), Some(may_work)) = (may_enqueue, may_work) {
+            findings.push(match (may_enqueue, may_work) {
+                (true, true) => {
+                    finding(Level::Ok, "rights", "its user may enqueue and work jobs".to_owned(), None)
+                }
+                // As a producer should.
+                (true, false) => {
+                    finding(Level::Ok, "rights", "its user may enqueue jobs, not work them".to_owned(), None)
+                }
+                (false, _) => finding(
+                    Level::Error,
+                    "rights",
+                    "its user may not enqueue jobs".to_owned(),
+                    Some("grant what docs/postgres.md lists under \"Least privilege\""),
+                ),
+            });
+        }
+        // A listener of its own goes past the pooler, and without any there is nothing to lose.
+        let is_pooled = !session.is_own && self.options.listen && self.server.listener.is_none();
+        if is_pooled || self.listener_is_deaf() {
             findings.push(finding(
                 Level::Warn,
                 "notifications",
