@@ -53,9 +53,9 @@ def doctor(given: argparse.Namespace) -> int:
             rows.append([finding.level, finding.name, finding.text])
             if finding.fix:
                 rows.append(["", "", f"fix: {finding.fix}"])
-        show_table([Column(""), Column(""), Column("")], rows, is_cut=False)
+        show_table([Column(""), Column(""), Column("")], rows, wraps=True)
     errors = {finding.name for finding in findings if finding.level == "error"}
-    return code or (NO_SCHEMA if "schema" in errors else FAILED if errors else OK)
+    return code or (NO_SCHEMA if errors & {"schema", "queue"} else FAILED if errors else OK)
 
 
 def _settings() -> Iterator[dejq.Finding]:

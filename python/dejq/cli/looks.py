@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -49,16 +50,19 @@ class Column(NamedTuple):
     is_spare: bool = False
 
 
-def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, is_cut: bool = True) -> None:
+def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, wraps: bool = False) -> None:
     """Prints a table on stdout.
 
     Args:
         columns: In order. If none has a name, there is no head.
         rows: A cell for each column.
-        is_cut: On a terminal, to its width?
+        wraps: On a terminal, the last column goes on in further lines; otherwise, what does not fit is cut.
     """
     cells = [[visible(scrub(cell)).replace("\n", " ") for cell in row] for row in rows]
-    lines = list(layout(columns, cells, _width_of(sys.stdout) if is_cut else None))
+    width = _width_of(sys.stdout)
+    if wraps and width is not None:
+        cells = list(_wrapped(cells, width))
+    lines = list(layout(columns, cells, width))
     has_head = any(column.name for column in columns)
     console = _console(sys.stdout)
     if console is None:
@@ -103,12 +107,20 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int 
             if size
         ]
         room = sys.maxsize if width is None else width
-        parts = []
-        for place, cell in enumerate(line):
-            for part in (cell,) if place == 0 else (_GAP, cell):
-                parts.append(_cut(part, room))
-                room -= len(parts[-1])
+        parts = line[:1]
+        for cell in line[1:]:
+            room -= len(parts[-1]) + len(_GAP)
+            if room > 0:
+                parts += [_GAP, _cut(cell, room)]
         yield parts
+
+
+def _wrapped(rows: Sequence[list[str]], width: int) -> Iterator[list[str]]:
+    """Rows whose last cells fit, and further ones with what did not."""
+    before = sum(max(map(len, cells)) + len(_GAP) for cells in list(zip(*rows, strict=True))[:-1])
+    for row in rows:
+        for place, part in enumerate(textwrap.wrap(row[-1], max(width - before, 2 * _NARROWEST))):
+            yield [*("" if place else cell for cell in row[:-1]), part]
 
 
 def _cut(text: str, width: int) -> str:
