@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -1076,7 +1077,8 @@ def test_scrubbing_takes_passwords_and_nothing_else(text: str, scrubbed: str) ->
 
 # ---- docs/cli.md -----------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 SESSION = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -1088,13 +1090,27 @@ def steps() -> Iterator[tuple[str, str]]:
             yield line, printed
 
 
-def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def database(pg_url: str) -> Iterator[str]:
+    """The URL of an empty database, for postgresql://localhost/app on the page."""
+    name = f"docs_{uuid4().hex}"
+    with psycopg.connect(pg_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield urlsplit(pg_url)._replace(path=f"/{name}").geturl()
+        finally:
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch, database: str) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "80")
-    verbs = set()
+    verbs = {"top"}  # in test_cli_top.py
     for line, expected in steps():
-        if line == "cat app.py":
-            (folder / "app.py").write_text(expected)
+        if file := re.fullmatch(r"cat (\w+\.py)", line):
+            (folder / file[1]).write_text(expected)
+        if setting := re.fullmatch(r"export (\w+)=(.*)", line):
+            monkeypatch.setenv(setting[1], setting[2].replace("postgresql://localhost/app", database))
         ran = subprocess.run(
             line, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False
         )
@@ -1102,6 +1118,43 @@ def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytes
         assert same, f"$ {line}\n{ran.stdout}\ninstead of\n{expected}"
         verbs |= {word for word in line.split() if word in VERBS}
     assert verbs == set(VERBS)
+
+
+def test_the_stop_on_the_page_goes_as_written(folder: Path, start_busy: StartWorker) -> None:
+    (said,) = re.findall(r"^```text\n\^C(stopping .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    worker = start_busy()
+    worker.process.send_signal(signal.SIGINT)
+    worker.wait_until_it_says("stopping  1 job running")
+    (folder / "go").touch()
+    assert worker.end() == 0
+    # The job behind it may have been taken, and is given back then.
+    shown = re.sub(r"\d given back", "0 given back", worker.said[worker.said.index("stopping") :])
+    assert shown == said
+
+
+# With brackets and the like it shows what may be typed.
+COMMANDS = {
+    command
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    for command in re.findall(r"`(dejq [a-z][^`\n]*)`", page.read_text(encoding="utf-8"))
+    if not re.search(r"[\[\]|…]", command)
+}
+
+
+@pytest.mark.parametrize("line", sorted(COMMANDS))
+def test_a_command_in_the_docs_can_be_typed(line: str) -> None:
+    verb, *words = shlex.split(line)[1:]
+    assert verb in VERBS
+    if words:
+        assert make_parser(cli.VERBS.values()).parse_args([verb, *words]).verb == verb
+
+
+def test_what_the_readme_says_to_make_can_be_made() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^\$ make (\w+)", text, re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    made = re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(targets) <= set(made)
 
 
 def test_the_page_has_every_flag_and_variable_and_no_other() -> None:

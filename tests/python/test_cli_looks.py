@@ -114,14 +114,14 @@ def test_what_a_handler_raised_cannot_clear_the_screen(shop: None) -> None:
 @pytest.mark.parametrize("base", [PLAIN, PRETTY], ids=["plain", "rich"])
 def test_what_the_doctor_says_is_wrapped_and_never_cut(shop: None, base: list[str]) -> None:
     shown = show(base, "doctor", "shop:client", columns=60).shown
-    place = shown.index(" " * 18 + "fix: fine for tests and development; name")
-    assert shown[place + 1] == " " * 18 + "a durable store for production"
+    place = shown.index(" " * 19 + "fix: fine for tests and development; name")
+    assert shown[place + 1] == " " * 19 + "a durable store for production"
     assert all(len(line) <= 60 and "…" not in line for line in shown)
 
 
 def test_the_levels_of_the_doctor_are_in_colours(shop: None) -> None:
     shown = show(PRETTY, "doctor", "shop:client", columns=80)
-    assert shown.colours("warn") == {"brown"}
+    assert shown.colours("warn ") == {"brown"}
     assert shown.colours("ok ") == {"green"}
 
 

@@ -28,9 +28,10 @@ _FINAL: tuple[State, ...] = ("finished", "failed", "cancelled")
     DRY_RUN,
 )  # fmt: skip
 def cleanup(given: argparse.Namespace) -> int:
-    """Deletes jobs that finished, failed or were cancelled long ago.
+    """Deletes jobs that ended long ago.
 
-    A batch at a time, so that nobody waits for it; it may be cut short and repeated.
+    Those that finished, failed or were cancelled. A batch at a time, so that nobody waits for it; it may be cut
+    short and repeated.
     """
     if given.older_than is None:
         raise CommandError("cleanup needs to know which jobs are old, for example: dejq cleanup --older-than 7d")

@@ -15,7 +15,7 @@ _SHELLS = ("bash", "zsh", "fish", "tcsh")
     Flag(("SHELL",), f"{', '.join(_SHELLS)}", in_environment=False, more={"choices": _SHELLS}),
 )
 def completion(given: argparse.Namespace) -> int:
-    """Prints a script that makes a shell complete verbs, flags and their values.
+    """Prints a script that makes a shell complete verbs and flags.
 
     Needs the extra: pip install "dejq[cli]".
     """

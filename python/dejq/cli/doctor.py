@@ -50,7 +50,7 @@ def doctor(given: argparse.Namespace) -> int:
     else:
         rows = []
         for finding in findings:
-            rows.append([finding.level, finding.name, finding.text])
+            rows.append([f"{finding.level:<5}", finding.name, finding.text])
             if finding.fix:
                 rows.append(["", "", f"fix: {finding.fix}"])
         show_table([Column(""), Column(""), Column("")], rows, wraps=True)

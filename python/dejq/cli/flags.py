@@ -116,7 +116,7 @@ def make_parser(verbs: Iterable[Verb]) -> argparse.ArgumentParser:
         description="A very simple job queue. `dejq VERB --help` explains a verb.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no connection to the store, 4 run migrate",
     )
-    parser.add_argument("--version", action="version", version=f"dejq {dejq.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"dejq {dejq.__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     width = shutil.get_terminal_size().columns - 2  # as argparse has it
     for verb in verbs:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any, get_args
-from uuid import UUID
 
 import dejq
 from dejq.cli.app import client_of
@@ -40,9 +38,9 @@ OLDER_THAN = Flag(("--older-than",), "only jobs enqueued longer ago: seconds, or
     JSON,
 )  # fmt: skip
 def list_(given: argparse.Namespace) -> int:
-    """Lists jobs in the order in which they were enqueued, without their bodies.
+    """Lists jobs in the order in which they were enqueued.
 
-    Not on SQS, which can only count.
+    Without their bodies. Not on SQS, which can only count.
     """
     found = client_of(given).list_jobs(
         state=given.state, type=given.type, older_than=given.older_than, limit=given.limit, after=given.after
@@ -82,9 +80,10 @@ SHOW_BODY = switch("--show-body", "print the body, too, as it is, with whatever 
     JSON,
 )
 def inspect(given: argparse.Namespace) -> int:
-    """Shows what is known of one job: its state, chain, times, and why it failed.
+    """Shows what is known of one job.
 
-    Bodies may be secret, so only --show-body prints it. Not on SQS, which can only count.
+    Its state, its chain, when it did what, and why it failed. Bodies may be secret, so only --show-body prints
+    it. Not on SQS, which can only count.
     """
     client = client_of(given)
     job = client.get_job(given.id)
@@ -97,6 +96,8 @@ def inspect(given: argparse.Namespace) -> int:
     for name, text in facts(job, chain, datetime.now(timezone.utc)):
         show("\n".join(f"{'' if place else name:<9}  {line}" for place, line in enumerate(text.split("\n"))))
     if given.show_body:
+        import json
+
         # Not scrubbed: who asks for it wants what is there.
         print(visible(json.dumps(_decoded(job), indent=2, ensure_ascii=False)), flush=True)
     return OK
@@ -168,6 +169,8 @@ def chain_of(client: dejq.Client, job: dejq.JobInfo) -> list[dejq.JobInfo]:
     """
     if job.chain_length == 1:
         return [job]
+    from uuid import UUID
+
     found = {job.position: job}
     # The last id that could have been made before that millisecond.
     after = str(UUID(int=(UUID(job.chain_id).int >> 80 << 80) - 1))

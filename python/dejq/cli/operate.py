@@ -79,27 +79,30 @@ def _flags(operation: Operation) -> tuple[Flag, ...]:
 
 @verb("dejq requeue --state failed --type email:v1", *_flags(REQUEUE))
 def requeue(given: argparse.Namespace) -> int:
-    """Runs jobs again that failed, were cancelled, wait for a retry, or were lost.
+    """Runs jobs again that failed, were cancelled or were lost.
 
-    Their attempts count anew. Jobs that are chosen by a filter are counted, and you are asked before anything is done.
+    Also those that wait for a retry. Their attempts count anew. Jobs that are chosen by a filter are counted,
+    and you are asked before anything is done.
     """
     return _operate(REQUEUE, given)
 
 
 @verb("dejq cancel --type email:v1 --dry-run", *_flags(CANCEL))
 def cancel(given: argparse.Namespace) -> int:
-    """Cancels jobs. Running ones are told to return, by the next beat of their worker.
+    """Cancels jobs.
 
-    Jobs that are chosen by a filter are counted, and you are asked before anything is done.
+    Running ones are told to return, by the next beat of their worker. Jobs that are chosen by a filter are
+    counted, and you are asked before anything is done.
     """
     return _operate(CANCEL, given)
 
 
 @verb("dejq finish 01890a5d-ac96-774b-bcce-b302099a8057", *_flags(FINISH))
 def finish(given: argparse.Namespace) -> int:
-    """Declares jobs finished, so that the next ones of their chains run.
+    """Declares jobs finished.
 
-    Jobs that are chosen by a filter are counted, and you are asked before anything is done.
+    The next ones of their chains run then. Jobs that are chosen by a filter are counted, and you are asked
+    before anything is done.
     """
     return _operate(FINISH, given)
 

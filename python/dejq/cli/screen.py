@@ -57,7 +57,7 @@ VIEWS = {
     for view in (
         View("types", ("TYPE", "READY", "SCHED", "BLOCKED", "RUN", "DONE/MIN", "FAILED", "OLDEST")),
         View("running", ("ID", "TYPE", "FOR", "BEAT", "ATTEMPT", "CHAIN"), "running", ("cancel",)),
-        View("failed", ("ID", "TYPE", "ENDED", "ATTEMPT", "CHAIN", "ERROR"), "failed", ("requeue",)),
+        View("failed", ("ID", "TYPE", "ENDED", "CHAIN", "ERROR"), "failed", ("requeue",)),
         View("ready", ("ID", "TYPE", "AGE", "CHAIN"), "ready", ("cancel",)),
     )
 }

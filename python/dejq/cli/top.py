@@ -18,9 +18,10 @@ from dejq.cli.talk import OK, CommandError
     *STORE,
 )  # fmt: skip
 def top(given: argparse.Namespace) -> int:
-    """Shows what happens, live: counts, rates, running and failed jobs; its keys stand at the bottom.
+    """Shows what happens, live.
 
-    Needs the extra: pip install "dejq[top]". A store that can only count (SQS) shows its counts.
+    Counts and rates by type, running, failed and ready jobs; the keys stand at the bottom. Needs the extra: pip
+    install "dejq[top]". On a store that can only count (SQS) it shows the counts.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("top needs a terminal; to write it down there is: dejq stats --watch 2")
