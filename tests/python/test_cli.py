@@ -25,7 +25,7 @@ from psycopg import sql
 import dejq
 from dejq import cli, testing
 from dejq.cli.flags import fill_in, make_parser, seconds
-from dejq.cli.talk import scrub
+from dejq.cli.talk import scrub, visible
 from python.commands import APP, CANARY, SECONDS, Ran, Run, command
 
 pytest_plugins = ["python.command_line", "python.postgres"]
@@ -1068,11 +1068,34 @@ def test_a_password_in_what_a_handler_raises_is_not_logged(folder: Path, run_pro
         ("redis://h:6379", "redis://h:6379"),
         ("user=me password=pw host=h", "user=me password=*** host=h"),
         ("?PASSWORD=pw&a=1", "?PASSWORD=***&a=1"),
+        ("password='p w' host=h", "password=*** host=h"),
+        ('password="p w" host=h', "password=*** host=h"),
+        ("{'password': 'p w', 'host': 'h'}", "{'password': '***', 'host': 'h'}"),
+        ("the password: check it, and the token", "the password: check it, and the token"),
         ("at 12:04:31 to ada@example.org", "at 12:04:31 to ada@example.org"),
     ],
 )
 def test_scrubbing_takes_passwords_and_nothing_else(text: str, scrubbed: str) -> None:
     assert scrub(text) == scrubbed
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ✓ text\twith a tab\nand two lines", "plain ✓ text\twith a tab\nand two lines"),
+        ("\x1b[2J\x07\r\x9b31m\x7f", "\\x1b[2J\\x07\\r\\x9b31m\\x7f"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),
+    ],
+)
+def test_what_would_move_the_cursor_or_turn_the_text_is_shown_as_an_escape(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_json_stays_json_whatever_the_password_looks_like(run: Run) -> None:
+    header = 'password="a\\b c" redis://:p"w@h'
+    Path("app.py").write_text(f"{APP}\nclient.enqueue(send.job('Ada', headers={{'h': {header!r}}}))\n")
+    (job,) = json.loads(run("list", "--app", "app:client", "--json").out)
+    assert job["headers"] == {"h": "password=*** redis://:***@h"}
 
 
 # ---- docs/cli.md -----------------------------------------------------------------------------------------

@@ -40,10 +40,13 @@ def exit_code(error: BaseException) -> int:
     return FAILED
 
 
+_NAMES = "password|passwd|pwd|secret|token"
 _SECRETS = (
     # user:password@ in a URL, up to the last @ of the word: a password may contain one.
     (re.compile(r"(://[^/?#\s:@]*):\S+@"), r"\1:***@"),
-    (re.compile(r"\b(password|passwd|pwd|secret|token)=[^&\s'\"]+", re.IGNORECASE), r"\1=***"),
+    # password=… in a query or for libpq, and 'password': '…' in a printed dictionary.
+    (re.compile(rf"\b({_NAMES})=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.IGNORECASE), r"\1=***"),
+    (re.compile(rf"(['\"]({_NAMES})['\"]: )('[^']*'|\"[^\"]*\")", re.IGNORECASE), r"\1'***'"),
 )
 
 
