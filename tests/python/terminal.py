@@ -11,7 +11,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 import pyte
@@ -65,9 +65,13 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Until it stands there."""
+        self.wait_until(lambda: any(text in line for line in self.shown))
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Until what the program writes makes it true."""
         end = time.monotonic() + SECONDS
-        while not any(text in line for line in self.shown):
-            assert self._read(end), f"{text!r} did not come:\n" + "\n".join(self.shown)
+        while not condition():
+            assert self._read(end), "it did not come:\n" + "\n".join(self.shown)
 
     def wait_for_end(self) -> int:
         """Until the program has ended; gives its exit code."""

@@ -413,6 +413,50 @@ def test_on_a_terminal(folder: Path, columns: int) -> None:
     assert b"\x1b[?1049l" in terminal.seen
 
 
+SLOW = f"""{LIVE}
+import pathlib, time
+
+stats = client.stats
+
+
+def slow():
+    if pathlib.Path("seen").exists():
+        pathlib.Path("looking").touch()
+        while not pathlib.Path("go").exists():
+            time.sleep(0.005)
+    return stats()
+
+
+client.stats = slow
+"""
+
+
+def test_who_quits_while_the_store_is_slow_gets_the_terminal_back(
+    folder: Path, until: Callable[[Callable[[], object]], None]
+) -> None:
+    (folder / "slow.py").write_text(SLOW)
+    with Terminal(command("top", "--app", "slow:client", "--interval", "0.1"), 80) as terminal:
+        terminal.wait_for("report:v1")
+        terminal.wait_for("q quit")
+        (folder / "seen").touch()
+        until((folder / "looking").exists)
+        terminal.press("q")
+        terminal.wait_until(lambda: b"\x1b[?1049l" in terminal.seen)
+        (folder / "go").touch()
+        assert terminal.wait_for_end() == 0
+    assert b"Traceback" not in terminal.seen
+
+
+def test_a_bug_of_ours_gives_the_terminal_back_and_is_code_1(folder: Path) -> None:
+    (folder / "wrong.py").write_text(
+        f"{LIVE}\nlooks = [client.stats, client.stats]\nclient.stats = lambda: looks.pop()()\n"
+    )
+    with Terminal(command("top", "--app", "wrong:client", "--interval", "0.1"), 80) as terminal:
+        assert terminal.wait_for_end() == 1
+    assert b"\x1b[?1049l" in terminal.seen
+    assert b"pop from empty list" in terminal.seen
+
+
 def test_without_a_store_no_screen_is_taken(folder: Path) -> None:
     with Terminal(command("top", "--url", f"redis://:{CANARY}@127.0.0.1:1"), 80) as terminal:
         assert terminal.wait_for_end() == 3

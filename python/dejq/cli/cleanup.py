@@ -8,13 +8,12 @@ from datetime import datetime, timedelta, timezone
 import dejq
 from dejq.cli.app import client_of
 from dejq.cli.flags import DRY_RUN, JSON, STORE, Flag, seconds, verb, whole
+from dejq.cli.jobs import every_page
 from dejq.cli.looks import shown_progress
 from dejq.cli.talk import OK, CommandError, count, say, show_json
 from dejq.info import State
 
 _BATCH = 1000
-# Jobs come with their bodies.
-_PAGE = 500
 _FINAL: tuple[State, ...] = ("finished", "failed", "cancelled")
 
 
@@ -67,13 +66,8 @@ def _old_ones(client: dejq.Client, older_than: float) -> int:
     found = 0
     with shown_progress("looking for jobs: found") as progress:
         for state in _FINAL:
-            after = None
-            while True:
-                # Whatever ended so long ago was enqueued before that.
-                page = client.list_jobs(state=state, older_than=older_than, limit=_PAGE, after=after)
+            # Whatever ended so long ago was enqueued before that.
+            for page in every_page(client, state, None, older_than):
                 found += sum(job.finished_at is not None and job.finished_at < ended_before for job in page)
                 progress(found)
-                if len(page) < _PAGE:
-                    break
-                after = page[-1].id
     return found

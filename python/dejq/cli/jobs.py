@@ -14,8 +14,10 @@ from dejq.cli.looks import Column, show_table
 from dejq.cli.talk import OK, Body, count, say, show, show_json, since, span, visible
 from dejq.info import State
 
-# Jobs come with their bodies.
+# Jobs come with their bodies: so many in a page at first, and so many bytes in one that is large.
 _PAGE = 100
+_LARGEST_PAGE = 20_000
+_PAGE_BYTES = 8 * 1024 * 1024
 # What a look at a chain goes through besides its own jobs: others may have been enqueued at the same time.
 _MORE_PAGES = 10
 
@@ -181,6 +183,24 @@ def chain_of(client: dejq.Client, job: dejq.JobInfo) -> list[dejq.JobInfo]:
             break
         after = page[-1].id
     return [found[position] for position in sorted(found)]
+
+
+def every_page(
+    client: dejq.Client, state: State, type: str | None, older_than: float | None
+) -> Iterator[list[dejq.JobInfo]]:
+    """All jobs that fit, a page at a time.
+
+    Pages grow while their bodies are small, for on Redis each of them costs a look at every job.
+    """
+    after, limit = None, _PAGE
+    while True:
+        page = client.list_jobs(state=state, type=type, older_than=older_than, limit=limit, after=after)
+        yield page
+        if len(page) < limit:
+            return
+        after = page[-1].id
+        if 4 * sum(len(job.raw_body) for job in page) <= _PAGE_BYTES:
+            limit = min(4 * limit, _LARGEST_PAGE)
 
 
 def _decoded(job: dejq.JobInfo) -> Any:

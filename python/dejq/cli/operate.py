@@ -11,13 +11,10 @@ from typing import cast
 import dejq
 from dejq.cli.app import client_of
 from dejq.cli.flags import DRY_RUN, JSON, STORE, Flag, switch, verb, whole
-from dejq.cli.jobs import OLDER_THAN, TYPE
+from dejq.cli.jobs import OLDER_THAN, TYPE, every_page
 from dejq.cli.looks import shown_progress
 from dejq.cli.talk import FAILED, OK, CommandError, count, say, show_json
 from dejq.info import State
-
-# Jobs come with their bodies.
-_PAGE = 500
 
 _WAITING: tuple[State, ...] = ("blocked", "scheduled", "ready")
 
@@ -166,16 +163,9 @@ def _fitting(client: dejq.Client, operation: Operation, given: argparse.Namespac
     found: list[str] = []
     with shown_progress("looking for jobs: found") as progress:
         for state in states:
-            after = None
-            while True:
-                page = client.list_jobs(
-                    state=state, type=given.type, older_than=given.older_than, limit=_PAGE, after=after
-                )
+            for page in every_page(client, state, given.type, given.older_than):
                 found += [job.id for job in page]
                 progress(len(found))
-                if len(page) < _PAGE:
-                    break
-                after = page[-1].id
     # An id begins with the time at which it was made.
     return iter(sorted(found, reverse=operation.backwards)[: given.limit])
 

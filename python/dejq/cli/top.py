@@ -33,5 +33,6 @@ def top(given: argparse.Namespace) -> int:
         raise CommandError('top needs textual: pip install "dejq[top]"') from None
     client = client_of(given)
     client.stats()  # what would keep it from showing anything is said before the screen is taken
-    Top(client, interval=given.interval, is_read_only=given.read_only).run()
-    return OK
+    screen = Top(client, interval=given.interval, is_read_only=given.read_only)
+    screen.run()
+    return screen.return_code or OK

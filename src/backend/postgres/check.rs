@@ -91,25 +91,7 @@ impl PostgresBackend {
             ));
         }
         findings.extend(clocks(asked, row.try_get(6).map_err(unreadable)?, answered));
-        let (may_enqueue, may_work): (Option<bool>, Option<bool>) =
-            (row.try_get(7).map_err(unreadable)?, row.try_get(8).map_err(unreadable)?);
-        if let (Some(may_enqueue), Some(may_work)) = (may_enqueue, may_work) {
-            findings.push(match (may_enqueue, may_work) {
-                (true, true) => {
-                    finding(Level::Ok, "rights", "its user may enqueue and work jobs".to_owned(), None)
-                }
-                // As a producer should.
-                (true, false) => {
-                    finding(Level::Ok, "rights", "its user may enqueue jobs, not work them".to_owned(), None)
-                }
-                (false, _) => finding(
-                    Level::Error,
-                    "rights",
-                    "its user may not enqueue jobs".to_owned(),
-                    Some("grant what docs/postgres.md lists under \"Least privilege\""),
-                ),
-            });
-        }
+        findings.extend(rights(row.try_get(7).map_err(unreadable)?, row.try_get(8).map_err(unreadable)?));
         // A listener of its own goes past the pooler, and without any there is nothing to lose.
         let is_pooled = !session.is_own && self.options.listen && self.server.listener.is_none();
         if is_pooled || self.listener_is_deaf() {
@@ -122,4 +104,19 @@ impl PostgresBackend {
         }
         Ok(findings)
     }
+}
+
+/// What the user may do; nothing of a schema that is not there.
+fn rights(may_enqueue: Option<bool>, may_work: Option<bool>) -> Option<Finding> {
+    let (level, text, fix) = match (may_enqueue?, may_work?) {
+        (true, true) => (Level::Ok, "its user may enqueue and work jobs", None),
+        // As a producer should.
+        (true, false) => (Level::Ok, "its user may enqueue jobs, not work them", None),
+        (false, _) => (
+            Level::Error,
+            "its user may not enqueue jobs",
+            Some("grant what docs/postgres.md lists under \"Least privilege\""),
+        ),
+    };
+    Some(Finding { level, name: "rights".to_owned(), text: text.to_owned(), fix: fix.map(str::to_owned) })
 }
