@@ -14,8 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -24,44 +25,15 @@ from psycopg import sql
 import dejq
 from dejq import cli, testing
 from dejq.cli.flags import fill_in, make_parser, seconds
-from dejq.cli.talk import scrub
+from dejq.cli.talk import scrub, visible
+from python.commands import APP, CANARY, SECONDS, Ran, Run, command
 
-pytest_plugins = ["python.postgres"]
+pytest_plugins = ["python.command_line", "python.postgres"]
 
-SECONDS = 60.0
-VERBS = ("worker", "migrate", "stats", "enqueue", "doctor", "bench", "example")
-CANARY = "hunter2"
-
-# A client that may be enqueued to from the command line, as that of a server could.
-APP = """
-import dejq
-
-client = dejq.connect("memory://", workers=2)
-client._in_process = False
-
-
-@client.handler("email:v1")
-def send(job: dejq.Job) -> None:
-    print("sending", job.body, flush=True)
-
-
-def make() -> dejq.Client:
-    return client
-
-
-def make_nothing() -> None: ...
-
-
-def needs(something: str) -> dejq.Client:
-    return client
-
-
-def stumble() -> dejq.Client:
-    raise KeyError("settings")
-
-
-settings = {"workers": 2}
-"""
+VERBS = (
+    "worker", "migrate", "stats", "top", "list", "inspect", "enqueue", "requeue", "cancel", "finish", "cleanup",
+    "doctor", "bench", "example", "completion",
+)  # fmt: skip
 
 # One job runs as soon as the worker does. It leaves a file when it starts, and waits for another.
 BUSY = """
@@ -84,70 +56,6 @@ def work(job: dejq.Job) -> None:
 
 client.enqueue(work.job(), work.job())
 """
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def text(self) -> str:
-        return self.out + self.err
-
-
-class Run(Protocol):
-    """Runs a command in a folder with `app.py`."""
-
-    def __call__(self, *args: str) -> Ran: ...
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of its own for every test, and no settings from elsewhere."""
-    for variable in [name for name in os.environ if name.startswith("DEJQ_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "app.py").write_text(APP)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    modules = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - modules:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """In this process: quick."""
-
-    def run_here(*args: str) -> Ran:
-        try:
-            code = cli.main(args)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return Ran(code, out, err)
-
-    return run_here
-
-
-@pytest.fixture
-def run_process() -> Run:
-    """In a process of its own: everything counts, from the interpreter's start to its end."""
-
-    def run_there(*args: str) -> Ran:
-        done = subprocess.run(
-            command(*args), capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
-
-    return run_there
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "dejq", *args]
 
 
 def jobs_of(module: str = "app") -> list[dejq.JobInfo]:
@@ -181,7 +89,7 @@ def test_the_help_of_a_verb_has_an_example_and_the_places_of_its_settings(run: R
     ran = run(verb, "--help")
     assert (ran.code, ran.err) == (0, "")
     assert f"example:\n  dejq {verb}" in ran.out
-    assert "environment:" in ran.out or verb == "example"
+    assert "environment:" in ran.out or verb in ("example", "completion")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -195,7 +103,10 @@ def test_help_imports_nothing_that_it_does_not_need() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=True)
     loaded = set(ran.stderr.split())
     assert "dejq.cli" in loaded
-    assert not loaded & {"asyncio", "ctypes", "dejq.example", "dejq.testing", "sqlite3", "subprocess", "tomllib"}
+    assert not loaded & {
+        "asyncio", "ctypes", "dejq.cli.screen", "dejq.example", "dejq.testing", "rich", "shtab", "sqlite3",
+        "subprocess", "textual", "tomllib",
+    }  # fmt: skip
 
 
 def test_the_script_is_the_same_as_the_module(run_process: Run) -> None:
@@ -318,7 +229,10 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_projec
 
 def test_every_flag_has_a_variable_but_those_that_say_what_is_to_be_done() -> None:
     without = {flag.key for verb in cli.VERBS.values() for flag in verb.flags if not flag.in_environment}
-    assert without == {"what", "type", "body", "then", "url", "store", "folder", "audit", "repair"}
+    assert without == {
+        "what", "type", "body", "then", "url", "store", "folder", "audit", "repair", "state", "older_than", "after",
+        "id", "ids", "shell",
+    }  # fmt: skip
     assert [flag.in_environment for flag in cli.VERBS["stats"].flags if flag.key == "url"] == [True]
 
 
@@ -1052,8 +966,15 @@ def test_a_drain_that_cannot_ask_the_store_leaves_no_worker_behind(
 
 SERVER = f"postgresql://app:{CANARY}@db.example.org/app?sslmode=require"
 MEMORY = f"memory://app:{CANARY}@here"
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 ARGS = {
     "worker": ["app:client", "--drain"],
+    "inspect": [ID],
+    "requeue": [ID],
+    "cancel": ["--state", "ready", "--yes"],
+    "finish": ["--type", "email:v1", "--dry-run"],
+    "cleanup": ["--older-than", "7d"],
+    "completion": ["bash"],
     "enqueue": ["email:v1", "{}"],
     "bench": ["-n", "10"],
     "example": ["mem", "."],
@@ -1067,7 +988,7 @@ def test_a_password_in_the_url_is_never_printed(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str, url: str, place: str
 ) -> None:
     args = list(ARGS.get(verb, []))
-    flags = {"bench": [url], "worker": [], "example": []}
+    flags = {"bench": [url], "worker": [], "example": [], "completion": []}
     (folder / "app.py").write_text(APP.replace('"memory://"', "None"))
     if place == "flag":
         args += flags.get(verb, ["--url", url])
@@ -1147,6 +1068,10 @@ def test_a_password_in_what_a_handler_raises_is_not_logged(folder: Path, run_pro
         ("redis://h:6379", "redis://h:6379"),
         ("user=me password=pw host=h", "user=me password=*** host=h"),
         ("?PASSWORD=pw&a=1", "?PASSWORD=***&a=1"),
+        ("password='p w' host=h", "password=*** host=h"),
+        ('password="p w" host=h', "password=*** host=h"),
+        ("{'password': 'p w', 'host': 'h'}", "{'password': '***', 'host': 'h'}"),
+        ("the password: check it, and the token", "the password: check it, and the token"),
         ("at 12:04:31 to ada@example.org", "at 12:04:31 to ada@example.org"),
     ],
 )
@@ -1154,9 +1079,29 @@ def test_scrubbing_takes_passwords_and_nothing_else(text: str, scrubbed: str) ->
     assert scrub(text) == scrubbed
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ✓ text\twith a tab\nand two lines", "plain ✓ text\twith a tab\nand two lines"),
+        ("\x1b[2J\x07\r\x9b31m\x7f", "\\x1b[2J\\x07\\r\\x9b31m\\x7f"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),
+    ],
+)
+def test_what_would_move_the_cursor_or_turn_the_text_is_shown_as_an_escape(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_json_stays_json_whatever_the_password_looks_like(run: Run) -> None:
+    header = 'password="a\\b c" redis://:p"w@h'
+    Path("app.py").write_text(f"{APP}\nclient.enqueue(send.job('Ada', headers={{'h': {header!r}}}))\n")
+    (job,) = json.loads(run("list", "--app", "app:client", "--json").out)
+    assert job["headers"] == {"h": "password=*** redis://:***@h"}
+
+
 # ---- docs/cli.md -----------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 SESSION = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -1168,13 +1113,27 @@ def steps() -> Iterator[tuple[str, str]]:
             yield line, printed
 
 
-def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def database(pg_url: str) -> Iterator[str]:
+    """The URL of an empty database, for postgresql://localhost/app on the page."""
+    name = f"docs_{uuid4().hex}"
+    with psycopg.connect(pg_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield urlsplit(pg_url)._replace(path=f"/{name}").geturl()
+        finally:
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch, database: str) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "80")
-    verbs = set()
+    verbs = {"top"}  # in test_cli_top.py
     for line, expected in steps():
-        if line == "cat app.py":
-            (folder / "app.py").write_text(expected)
+        if file := re.fullmatch(r"cat (\w+\.py)", line):
+            (folder / file[1]).write_text(expected)
+        if setting := re.fullmatch(r"export (\w+)=(.*)", line):
+            monkeypatch.setenv(setting[1], setting[2].replace("postgresql://localhost/app", database))
         ran = subprocess.run(
             line, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False
         )
@@ -1182,6 +1141,43 @@ def test_the_sessions_on_the_page_go_as_written(folder: Path, monkeypatch: pytes
         assert same, f"$ {line}\n{ran.stdout}\ninstead of\n{expected}"
         verbs |= {word for word in line.split() if word in VERBS}
     assert verbs == set(VERBS)
+
+
+def test_the_stop_on_the_page_goes_as_written(folder: Path, start_busy: StartWorker) -> None:
+    (said,) = re.findall(r"^```text\n\^C(stopping .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    worker = start_busy()
+    worker.process.send_signal(signal.SIGINT)
+    worker.wait_until_it_says("stopping  1 job running")
+    (folder / "go").touch()
+    assert worker.end() == 0
+    # The job behind it may have been taken, and is given back then.
+    shown = re.sub(r"\d given back", "0 given back", worker.said[worker.said.index("stopping") :])
+    assert shown == said
+
+
+# With brackets and the like it shows what may be typed.
+COMMANDS = {
+    command
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    for command in re.findall(r"`(dejq [a-z][^`\n]*)`", page.read_text(encoding="utf-8"))
+    if not re.search(r"[\[\]|…]", command)
+}
+
+
+@pytest.mark.parametrize("line", sorted(COMMANDS))
+def test_a_command_in_the_docs_can_be_typed(line: str) -> None:
+    verb, *words = shlex.split(line)[1:]
+    assert verb in VERBS
+    if words:
+        assert make_parser(cli.VERBS.values()).parse_args([verb, *words]).verb == verb
+
+
+def test_what_the_readme_says_to_make_can_be_made() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^\$ make (\w+)", text, re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    made = re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(targets) <= set(made)
 
 
 def test_the_page_has_every_flag_and_variable_and_no_other() -> None:

@@ -12,15 +12,28 @@ from collections.abc import Sequence
 
 import dejq
 from dejq.cli.bench import bench
+from dejq.cli.cleanup import cleanup
+from dejq.cli.completion import completion
 from dejq.cli.doctor import doctor
+from dejq.cli.enqueue import enqueue
 from dejq.cli.example import example
 from dejq.cli.flags import Verb, fill_in, make_parser
-from dejq.cli.store import enqueue, migrate, stats
+from dejq.cli.jobs import inspect, list_
+from dejq.cli.migrate import migrate
+from dejq.cli.operate import cancel, finish, requeue
+from dejq.cli.stats import stats
 from dejq.cli.talk import FAILED, CommandError, exit_code, say
+from dejq.cli.top import top
 from dejq.cli.worker import worker
 
 # By name, in the order of ``--help``.
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (worker, migrate, stats, enqueue, doctor, bench, example)}
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        worker, migrate, stats, top, list_, inspect, enqueue, requeue, cancel, finish, cleanup, doctor, bench, example,
+        completion,
+    )
+}  # fmt: skip
 
 _INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 

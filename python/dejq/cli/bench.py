@@ -41,10 +41,10 @@ _BENCH_BODY = {
     JSON,
 )
 def bench(given: argparse.Namespace) -> int:
-    """Measures a store on this machine: enqueue, drain, chain, idle latency.
+    """Measures a store on this machine.
 
-    The jobs are of the type bench:noop and do nothing. DEJQ_URL does not count here, so that nobody measures a
-    production store by accident.
+    Enqueue, drain, chain and idle latency. The jobs are of the type bench:noop and do nothing. DEJQ_URL does
+    not count here, so that nobody measures a production store by accident.
     """
     figures: list[dict[str, Any]] = []
     for measure in (_measure_drain, _measure_async, _measure_chain, _measure_latency):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import dejq
 from dejq._settings import project_settings
 from dejq.cli.app import client_of
 from dejq.cli.flags import APP, JSON, URL, switch, verb
-from dejq.cli.talk import FAILED, NO_SCHEMA, OK, CommandError, close, exit_code, show, show_json
+from dejq.cli.looks import Column, show_table
+from dejq.cli.talk import FAILED, NO_SCHEMA, OK, CommandError, close, exit_code, show_json
 
 AUDIT, REPAIR = (
     replace(switch(name, help), in_environment=False)
@@ -30,9 +32,9 @@ def doctor(given: argparse.Namespace) -> int:
     """
     version = ".".join(map(str, sys.version_info[:3]))
     findings = [dejq.Finding(level="ok", name="dejq", text=f"{dejq.__version__}, Python {version}, {sys.platform}")]
-    findings += _misspelt()
     code = OK
     try:
+        findings += _settings()
         client = client_of(given, first="app")
         if given.repair:
             # Before the check, which then finds nothing any more.
@@ -46,29 +48,39 @@ def doctor(given: argparse.Namespace) -> int:
     if given.json:
         show_json([asdict(finding) for finding in findings])
     else:
-        width = max(len(finding.name) for finding in findings)
+        rows = []
         for finding in findings:
-            show(f"{finding.level:<5}  {finding.name:<{width}}  {finding.text}")
+            rows.append([f"{finding.level:<5}", finding.name, finding.text])
             if finding.fix:
-                show(f"{'':<5}  {'':<{width}}  fix: {finding.fix}")
+                rows.append(["", "", f"fix: {finding.fix}"])
+        show_table([Column(""), Column(""), Column("")], rows, wraps=True)
     errors = {finding.name for finding in findings if finding.level == "error"}
-    return code or (NO_SCHEMA if "schema" in errors else FAILED if errors else OK)
+    return code or (NO_SCHEMA if errors & {"schema", "queue"} else FAILED if errors else OK)
 
 
-def _misspelt() -> list[dejq.Finding]:
-    """Names in the environment and in the project that are nearly ones that count."""
+def _settings() -> Iterator[dejq.Finding]:
+    """What is set in the environment and in the project, or nearly: what does not count, and what cannot be read."""
     from dejq.cli import VERBS  # which has this verb among them
 
     flags = [flag for verb in VERBS.values() for flag in verb.flags]
-    variables = {name for name in os.environ if name.startswith("DEJQ_")}
+    project = {name: str(value) for name, value in project_settings().items()}
+    variables = {name: text for name, text in os.environ.items() if name.startswith("DEJQ_") and text}
     # All variables begin alike, which makes them look closer than they are.
     places = (
-        ("environment", variables, {flag.variable for flag in flags if flag.in_environment}, 0.8),
-        ("pyproject", set(project_settings()), {flag.key for flag in flags if flag.in_project}, 0.6),
+        ("environment", "{}={}", variables, {flag.variable: flag for flag in flags if flag.in_environment}, 0.8),
+        ("pyproject", "{} = {!r}", project, {flag.key: flag for flag in flags if flag.in_project}, 0.6),
     )
-    return [
-        dejq.Finding(level="warn", name=place, text=f"{name} means nothing{meant}")
-        for place, names, known, likeness in places
-        for name in sorted(names - known)
-        if (meant := close(name, sorted(known), likeness))
-    ]
+    for place, form, given, known, likeness in places:
+        for name in sorted(given):
+            if flag := known.get(name):
+                text = form.format(name, given[name])
+                try:
+                    flag.from_text(given[name], f"{name} in {place}")
+                except CommandError as error:
+                    yield dejq.Finding(level="error", name=place, text=text, fix=str(error))
+                    continue
+                if place == "pyproject" and flag.in_environment and flag.variable in variables:
+                    text += f", which {flag.variable} overrides"
+                yield dejq.Finding(level="ok", name=place, text=text)
+            elif meant := close(name, sorted(known), likeness):
+                yield dejq.Finding(level="warn", name=place, text=f"{name} means nothing{meant}")

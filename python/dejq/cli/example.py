@@ -15,9 +15,10 @@ from dejq.cli.flags import Flag, verb
          more={"nargs": "?"}),
 )  # fmt: skip
 def example(given: argparse.Namespace) -> int:
-    """Shows jobs at work: indexes the files below FOLDER, with chains, a slow job and a retry.
+    """Shows jobs at work, on your own files.
 
-    The program is short and made to be read: python/dejq/example.py.
+    It indexes the files below FOLDER, with chains, a slow job and a retry. The program is short and made to be
+    read: python/dejq/example.py.
     """
     from dejq.example import main as run_example
 

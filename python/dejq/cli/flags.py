@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -92,8 +94,8 @@ class Verb:
 
     @property
     def name(self) -> str:
-        """As typed: the name of the function."""
-        return self.run.__name__
+        """As typed: the name of the function, without what keeps it apart from a built-in."""
+        return self.run.__name__.rstrip("_")
 
 
 def verb(example: str, *flags: Flag) -> Callable[[Callable[[argparse.Namespace], int]], Verb]:
@@ -114,14 +116,15 @@ def make_parser(verbs: Iterable[Verb]) -> argparse.ArgumentParser:
         description="A very simple job queue. `dejq VERB --help` explains a verb.",
         epilog="exit codes: 0 done, 1 failed, 2 wrong usage, 3 no connection to the store, 4 run migrate",
     )
-    parser.add_argument("--version", action="version", version=f"dejq {dejq.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"dejq {dejq.__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    width = shutil.get_terminal_size().columns - 2  # as argparse has it
     for verb in verbs:
-        what, _, more = (verb.run.__doc__ or "").partition("\n")
+        paragraphs = [" ".join(part.split()) for part in (verb.run.__doc__ or "").split("\n\n")]
         one = subparsers.add_parser(
             verb.name,
-            help=what,
-            description="\n".join([what, *(line.removeprefix("    ") for line in more.rstrip().split("\n"))]),
+            help=paragraphs[0],
+            description="\n\n".join(textwrap.fill(part, width) for part in paragraphs),
             epilog="\n".join(["example:", f"  {verb.example}", "", *_places(verb.flags)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

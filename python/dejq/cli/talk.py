@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
 import dejq
 
@@ -38,10 +40,13 @@ def exit_code(error: BaseException) -> int:
     return FAILED
 
 
+_NAMES = "password|passwd|pwd|secret|token"
 _SECRETS = (
     # user:password@ in a URL, up to the last @ of the word: a password may contain one.
     (re.compile(r"(://[^/?#\s:@]*):\S+@"), r"\1:***@"),
-    (re.compile(r"\b(password|passwd|pwd|secret|token)=[^&\s'\"]+", re.IGNORECASE), r"\1=***"),
+    # password=… in a query or for libpq, and 'password': '…' in a printed dictionary.
+    (re.compile(rf"\b({_NAMES})=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.IGNORECASE), r"\1=***"),
+    (re.compile(rf"(['\"]({_NAMES})['\"]: )('[^']*'|\"[^\"]*\")", re.IGNORECASE), r"\1'***'"),
 )
 
 
@@ -52,46 +57,61 @@ def scrub(text: str) -> str:
     return text
 
 
+# Control characters but for tab and line end, and those that turn the direction of writing.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what would move the cursor: what handlers raise is not written for terminals."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def say(text: str) -> None:
     """Talk: for people, on stderr."""
-    print(scrub(text), file=sys.stderr, flush=True)
+    print(visible(scrub(text)), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
     """Data: for people and programs, on stdout."""
-    print(scrub(text), flush=True)
+    print(visible(scrub(text)), flush=True)
+
+
+@dataclass(frozen=True)
+class Body:
+    """Data that somebody has asked for as it is: `show_json` takes no passwords out of it."""
+
+    value: Any
 
 
 def show_json(value: object) -> None:
     """Data for programs: one line of JSON."""
     import json
 
-    show(json.dumps(value))
+    print(json.dumps(_without_passwords(value)), flush=True)
+
+
+def _without_passwords(value: object) -> object:
+    """Before it is JSON: what is left of a password after that may be half of an escape."""
+    if isinstance(value, Body):
+        return value.value
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, dict):
+        return {scrub(key): _without_passwords(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_passwords(item) for item in value]
+    return value
 
 
 def progress(text: str) -> None:
     """A line on the terminal that the next one replaces."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{scrub(text)}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{visible(scrub(text))}", end="", file=sys.stderr, flush=True)
 
 
 def count(number: int, thing: str) -> str:
     """A number with its noun: ``1 job``, ``2 jobs``."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    )
 
 
 def span(length: timedelta | None) -> str:
@@ -103,6 +123,11 @@ def span(length: timedelta | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def since(moment: datetime, now: datetime) -> timedelta:
+    """How long ago; not less than no time, for clocks differ."""
+    return max(now - moment, timedelta())
 
 
 def close(word: str, there: Sequence[str], likeness: float = 0.6) -> str:

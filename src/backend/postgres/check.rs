@@ -1,8 +1,10 @@
 //! What `dejq doctor` says about a database.
 
+use std::time::SystemTime;
+
 use super::PostgresBackend;
 use super::rows::unreadable;
-use crate::backend::remote::Doing;
+use crate::backend::remote::{Doing, clocks};
 use crate::backend::{Finding, Level};
 use crate::error::{ErrorKind, Result};
 
@@ -19,7 +21,8 @@ impl PostgresBackend {
             text,
             fix: fix.map(str::to_owned),
         };
-        let client = &self.server.open().await?.client;
+        let session = self.server.open().await?;
+        let client = &session.client;
         let address = &self.server.address;
         let mut findings = vec![finding(Level::Ok, "connection", address.to_string(), None)];
         findings.extend(
@@ -40,7 +43,9 @@ impl PostgresBackend {
             Err(error) => return Err(error),
         }
         let doing = Doing::Read("looking at the server");
+        let asked = SystemTime::now();
         let row = client.query_typed(&self.sql.check, &[]).await;
+        let answered = SystemTime::now();
         let rows = self.work.answer(doing, row).await?;
         let Some(row) = rows.first() else { return Ok(findings) };
         let version: &str = row.try_get(0).map_err(unreadable)?;
@@ -85,7 +90,11 @@ impl PostgresBackend {
                 Some("client.vacuum(), and look for what keeps autovacuum away"),
             ));
         }
-        if self.listener_is_deaf() {
+        findings.extend(clocks(asked, row.try_get(6).map_err(unreadable)?, answered));
+        findings.extend(rights(row.try_get(7).map_err(unreadable)?, row.try_get(8).map_err(unreadable)?));
+        // A listener of its own goes past the pooler, and without any there is nothing to lose.
+        let is_pooled = !session.is_own && self.options.listen && self.server.listener.is_none();
+        if is_pooled || self.listener_is_deaf() {
             findings.push(finding(
                 Level::Warn,
                 "notifications",
@@ -95,4 +104,19 @@ impl PostgresBackend {
         }
         Ok(findings)
     }
+}
+
+/// What the user may do; nothing of a schema that is not there.
+fn rights(may_enqueue: Option<bool>, may_work: Option<bool>) -> Option<Finding> {
+    let (level, text, fix) = match (may_enqueue?, may_work?) {
+        (true, true) => (Level::Ok, "its user may enqueue and work jobs", None),
+        // As a producer should.
+        (true, false) => (Level::Ok, "its user may enqueue jobs, not work them", None),
+        (false, _) => (
+            Level::Error,
+            "its user may not enqueue jobs",
+            Some("grant what docs/postgres.md lists under \"Least privilege\""),
+        ),
+    };
+    Some(Finding { level, name: "rights".to_owned(), text: text.to_owned(), fix: fix.map(str::to_owned) })
 }

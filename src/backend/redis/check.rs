@@ -1,7 +1,11 @@
 //! What `dejq doctor` says about a server and the queue in it.
 
+use std::time::SystemTime;
+
 use super::dial::About;
+use super::frame::from_micros;
 use super::{Durability, RedisBackend};
+use crate::backend::remote::clocks;
 use crate::backend::{Finding, Level};
 use crate::error::Result;
 
@@ -11,6 +15,9 @@ const NEARLY_FULL: u64 = 80;
 impl RedisBackend {
     pub(super) async fn findings(&self) -> Result<Vec<Finding>> {
         let mut findings = self.server_findings(&self.work.about().await?);
+        let asked = SystemTime::now();
+        let server = from_micros(self.now().await?);
+        findings.extend(clocks(asked, server, SystemTime::now()));
         findings.push(self.balance().await?);
         Ok(findings)
     }

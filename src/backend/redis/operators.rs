@@ -96,7 +96,7 @@ impl RedisBackend {
     }
 
     /// The server's time in microseconds.
-    async fn now(&self) -> Result<u64> {
+    pub(super) async fn now(&self) -> Result<u64> {
         let answer = self.work.command(Doing::Read("asking for the time"), &redis::cmd("TIME")).await?;
         let mut parts = reply::list(answer)?.into_iter();
         let (seconds, micros) = (reply::number(parts.next())?, reply::number(parts.next())?);

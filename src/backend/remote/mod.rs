@@ -3,6 +3,8 @@
 // SQS alone needs less of it.
 #![cfg_attr(not(any(feature = "postgres", feature = "redis")), allow(dead_code, unused_imports))]
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod clocks;
 mod doing;
 mod enqueuer;
 mod sent;
@@ -11,6 +13,8 @@ mod stranded;
 pub(super) mod tls;
 mod types;
 
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(super) use self::clocks::clocks;
 pub(super) use self::doing::Doing;
 pub(super) use self::enqueuer::{Answer, Batch, Enqueuer, Insert, PATIENCE};
 pub(super) use self::stranded::Stranded;
