@@ -21,7 +21,7 @@ use super::pending::{job_type, positive};
 use super::runtime::{Process, handle, wait, wait_for_server};
 use crate::backend::{Backend, DeadLetters, Filter, Guarantees, NewQueue, Options, check_sizes, connect};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{JobId, NewJob};
+use crate::job::{JobId, JobType, NewJob};
 use crate::worker::{Backoff, Flavour, HandlerSpec, Handlers, Worker, WorkerConfig};
 
 /// (initial seconds, factor, maximum seconds, jitter) of `dejq.Backoff`, which has checked them.
@@ -183,6 +183,16 @@ impl Client {
         let decoder = decoder.map_or(Decoder::Plain, Decoder::Typed);
         let handler = PyHandler { callable, wants, decoder, backend: Arc::clone(&inner.backend) };
         inner.register(spec, handler).map_err(|error| to_py(py, &error))
+    }
+
+    /// Puts a callable that takes the job, and runs the handler within its middleware, in the handler's place.
+    fn enclose(&self, py: Python<'_>, r#type: &Bound<'_, PyString>, callable: Py<PyAny>) -> PyResult<()> {
+        let inner = self.open_inner(py)?;
+        let backend = Arc::clone(&inner.backend);
+        let enclosed = PyHandler { callable, wants: vec![true], decoder: Decoder::Plain, backend };
+        // What was there is dropped after the lock: that may run anything.
+        let replaced = inner.enclose(&job_type(r#type)?, enclosed);
+        replaced.map(drop).map_err(|error| to_py(py, &error))
     }
 
     /// The registered types.
@@ -521,6 +531,20 @@ impl Inner {
         registered.handlers.add(spec)?;
         registered.callables.push(handler);
         Ok(())
+    }
+
+    /// Exchanges the callable of a registered type; returns the one that was there.
+    fn enclose(&self, job_type: &JobType, handler: PyHandler) -> Result<PyHandler> {
+        let mut registered = self.registered();
+        let index = registered.handlers.find(job_type).map(|index| index as usize);
+        // Once started, the callables have moved on.
+        let Some(place) = index.and_then(|index| registered.callables.get_mut(index)) else {
+            return Err(Error::config(format!(
+                "middleware comes too late for the handler of {job_type:?}: dequeue_loop() has started; register \
+                 all middleware before it"
+            )));
+        };
+        Ok(std::mem::replace(place, handler))
     }
 
     fn start(&self, workers: Option<NonZeroU32>) -> Result<Started> {

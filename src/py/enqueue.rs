@@ -8,7 +8,7 @@ use super::errors::{class, to_py};
 use super::job::id_text;
 use super::pending::PendingJob;
 use crate::job::{JobId, NewJob, OnFailure};
-use crate::log::{self, Verbosity};
+use crate::log::{self, About, Verbosity};
 
 /// Single jobs, and sequences of jobs, each of which is a chain.
 pub fn many_chains(py: Python<'_>, chains: &Bound<'_, PyAny>, cancel_rest: bool) -> PyResult<Vec<NewJob>> {
@@ -72,7 +72,10 @@ pub fn with_ids(py: Python<'_>, error: PyErr, jobs: &[NewJob]) -> PyErr {
 pub fn tell(jobs: &[NewJob], ids: &[JobId]) {
     if log::wants(Verbosity::Jobs) {
         for (job, id) in jobs.iter().zip(ids) {
-            log::write_about(Verbosity::Jobs, *id, &job.job_type, || format!("enqueue {}", job.job_type));
+            // Of a unique job that is there already, only the id is known.
+            let chain = if *id == job.id { job.chain.id } else { *id };
+            let about = About { id: *id, job_type: job.job_type.clone(), chain, attempt: 0 };
+            log::write_about(Verbosity::Jobs, about, format!("enqueue {}", job.job_type));
         }
     }
 }

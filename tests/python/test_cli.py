@@ -23,8 +23,8 @@ from psycopg import sql
 
 import dejq
 from dejq import cli, testing
+from dejq._secrets import scrub
 from dejq.cli.flags import fill_in, make_parser, seconds
-from dejq.cli.talk import scrub
 
 pytest_plugins = ["python.postgres"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
 import dejq
+from dejq._secrets import scrub
 
 OK, FAILED, USAGE, NO_CONNECTION, NO_SCHEMA = range(5)
 
@@ -36,20 +36,6 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, (dejq.SchemaMissing, dejq.SchemaOutdated)):
         return NO_SCHEMA
     return FAILED
-
-
-_SECRETS = (
-    # user:password@ in a URL, up to the last @ of the word: a password may contain one.
-    (re.compile(r"(://[^/?#\s:@]*):\S+@"), r"\1:***@"),
-    (re.compile(r"\b(password|passwd|pwd|secret|token)=[^&\s'\"]+", re.IGNORECASE), r"\1=***"),
-)
-
-
-def scrub(text: str) -> str:
-    """The text without passwords."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
 
 
 def say(text: str) -> None:

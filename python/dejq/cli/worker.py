@@ -9,10 +9,12 @@ import sys
 from contextlib import suppress
 
 import dejq
+from dejq._secrets import scrub
 from dejq.cli.app import load
-from dejq.cli.flags import APP, Flag, loudness, patience, switch, verb, whole
-from dejq.cli.talk import FAILED, OK, CommandError, count, say, scrub
+from dejq.cli.flags import APP, Flag, log_format, loudness, patience, switch, verb, whole
+from dejq.cli.talk import FAILED, OK, CommandError, count
 from dejq.client import _signals
+from dejq.logs import JsonFormatter, TextFormatter
 
 # Kubernetes kills after 30 s; five of them are for what comes before and after.
 _SHUTDOWN_SECONDS = 25.0
@@ -28,6 +30,8 @@ _SHUTDOWN_SECONDS = 25.0
          default=_SHUTDOWN_SECONDS, in_project=True, more={"metavar": "S"}),
     Flag(("-v", "--verbose"), "-v log jobs, -vv also the worker's insides, -vvv also beats", loudness,
          in_project=True, more={"action": "count", "dest": "verbosity"}),
+    Flag(("--log-format",), "of log lines: text or json; default text", log_format, default="text", in_project=True,
+         more={"metavar": "F"}),
 )  # fmt: skip
 def worker(given: argparse.Namespace) -> int:
     """Runs the handlers of APP until a signal comes.
@@ -38,7 +42,12 @@ def worker(given: argparse.Namespace) -> int:
     if given.app is None:
         raise CommandError("worker needs APP, for example: dejq worker app:client")
     client = load(given.app)
-    _log_to_stderr(given.verbosity)
+    _log_to_stderr(given.verbosity, given.log_format)
+    line = _as_json if given.log_format == "json" else scrub
+
+    def say(text: str) -> None:
+        print(line(text), file=sys.stderr, flush=True)
+
     say(
         f"dejq {dejq.__version__} · {client.store} · {count(given.workers or client.workers, 'worker')} "
         f"· heartbeat {client.heartbeat:g} s"
@@ -50,7 +59,9 @@ def worker(given: argparse.Namespace) -> int:
 
     def hurry() -> None:
         # A signal handler: print() may be in the middle of a line.
-        os.write(sys.stderr.fileno(), b"stopping  now: running jobs are told to return and given back\n")
+        os.write(
+            sys.stderr.fileno(), f"{line('stopping  now: running jobs are told to return and given back')}\n".encode()
+        )
         client._native.hurry(0.0)
 
     with _signals(client._stop_asked, hurry):
@@ -84,15 +95,16 @@ def _ended(client: dejq.Client) -> int:
     return sum(counted[end] for end in ("finished", "failed", "retried", "cancelled", "lost"))
 
 
-class _ScrubbedFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record))
+def _as_json(text: str) -> str:
+    """Talk in the form of the log lines around it."""
+    said = {"name": "dejq.worker", "levelname": "INFO", "msg": " ".join(text.split())}
+    return JsonFormatter().format(logging.makeLogRecord(said))
 
 
-def _log_to_stderr(verbosity: int | None) -> None:
+def _log_to_stderr(verbosity: int | None, form: str) -> None:
     """Unless the application has set up logging itself."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_ScrubbedFormatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler])
     if verbosity is not None:
         dejq.set_verbosity(min(verbosity, 3))
