@@ -107,6 +107,7 @@ def sending(middleware: Sequence[EnqueueMiddleware], chains: _Chains) -> Iterato
     chains = [
         [*chain] if isinstance(chain, Iterable) and not isinstance(chain, PendingJob) else chain for chain in chains
     ]
+    refused: BaseException | None = None
     with ExitStack() as stack:
         for one in middleware:
             jobs = _flat(chains)
@@ -117,7 +118,14 @@ def sending(middleware: Sequence[EnqueueMiddleware], chains: _Chains) -> Iterato
                     _with(chain, headers) if isinstance(chain, PendingJob) else [_with(job, headers) for job in chain]
                     for chain in chains
                 ]
-        yield tuple(chains)
+        try:
+            yield tuple(chains)
+        except BaseException as error:
+            refused = error
+            raise
+    if refused is not None:
+        # Swallowed on its way out; without ids to return, the caller would believe that the jobs are stored.
+        raise refused
 
 
 def _flat(chains: Sequence[Any]) -> list[PendingJob[Any]]:

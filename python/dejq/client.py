@@ -122,19 +122,20 @@ class Client:
             raise ConfigError("timeout=0 would fail every attempt; leave it out to have no limit")
         for middleware in self._middleware:
             _middleware.check_fits(middleware, type, signature)
+        called, wants, decoder = handler, signature.wants, signature.decoder
+        if self._middleware:
+            called, wants, decoder = _middleware.enclose(handler, signature, self._middleware), [True], None
         self._native.register(
             type,
-            handler,
-            signature.wants,
-            signature.decoder,
+            called,
+            wants,
+            decoder,
             signature.is_async,
             max_attempts,
             None if backoff is None else backoff._parts(),
             limit,
         )
         self._handlers[type] = handler, signature
-        if self._middleware:
-            self._native.enclose(type, _middleware.enclose(handler, signature, self._middleware))
 
     def handler(
         self,
@@ -206,7 +207,7 @@ class Client:
             middleware: Called with the list of the jobs of one call, returns the context manager in which they are
                 stored: write it with ``@contextlib.contextmanager``. Yield the headers that all of them are to
                 get, or nothing; a header that a job has already stays. What ``enqueue`` raises comes out of the
-                ``yield``.
+                ``yield``, and reaches the caller even when it is caught there.
 
         Returns:
             The function, so that this can stand above it as a decorator.

@@ -505,6 +505,21 @@ def test_they_are_nested_see_the_jobs_and_what_is_raised(client: Client) -> None
     ]
 
 
+def test_an_enqueue_that_was_refused_is_never_swallowed(client: Client) -> None:
+    @client.enqueue_middleware
+    @contextmanager
+    def forgiving(jobs: Sequence[PendingJob[Any]]) -> Iterator[None]:
+        try:
+            yield
+        except dejq.BodyError:
+            pass
+
+    with pytest.raises(dejq.BodyError):
+        client.enqueue(PendingJob("t", float("nan")))
+    with pytest.raises(dejq.BodyError):
+        client.enqueue_many([PendingJob("t", float("nan"))])
+
+
 @pytest.mark.parametrize("with_middleware", [False, True])
 def test_what_is_no_pending_job_is_refused_as_ever(with_middleware: bool, client: Client) -> None:
     if with_middleware:
