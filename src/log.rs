@@ -35,9 +35,28 @@ pub struct Record {
     /// The text.
     pub message: String,
     /// The job it is about.
-    pub job: Option<(JobId, JobType)>,
+    pub job: Option<About>,
     /// When it happened.
     pub at: SystemTime,
+}
+
+/// What tells jobs apart in a log.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// The job.
+    pub id: JobId,
+    /// Its type.
+    pub job_type: JobType,
+    /// The chain it belongs to.
+    pub chain: JobId,
+    /// 0 before the first.
+    pub attempt: u32,
+}
+
+impl From<&Job> for About {
+    fn from(job: &Job) -> Self {
+        Self { id: job.id, job_type: job.job_type.clone(), chain: job.chain.id, attempt: job.attempt }
+    }
 }
 
 struct Ring {
@@ -93,18 +112,16 @@ pub fn wants(verbosity: Verbosity) -> bool {
 /// Writes a line if its loudness is wanted. `message` is not called otherwise.
 pub fn write(verbosity: Verbosity, job: Option<&Job>, message: impl FnOnce() -> String) {
     if wants(verbosity) {
-        push(verbosity, job.map(|job| (job.id, job.job_type.clone())), message());
+        push(verbosity, job.map(About::from), message());
     }
 }
 
-/// [`write()`] about a job that is not at hand whole.
-pub fn write_about(verbosity: Verbosity, id: JobId, job_type: &JobType, message: impl FnOnce() -> String) {
-    if wants(verbosity) {
-        push(verbosity, Some((id, job_type.clone())), message());
-    }
+/// [`write()`] about a job that is not at hand whole; for those who have asked whether it is wanted.
+pub fn write_about(verbosity: Verbosity, job: About, message: String) {
+    push(verbosity, Some(job), message);
 }
 
-fn push(verbosity: Verbosity, job: Option<(JobId, JobType)>, message: String) {
+fn push(verbosity: Verbosity, job: Option<About>, message: String) {
     let record = Record { verbosity, message, job, at: SystemTime::now() };
     let ring = ring();
     let mut kept = ring.lock();

@@ -16,6 +16,7 @@ import os as _os
 import warnings as _warnings
 
 from dejq._logging import set_verbosity
+from dejq._middleware import EnqueueMiddleware, Middleware
 from dejq._native import Job, PendingJob, __version__
 from dejq.backoff import Backoff
 from dejq.client import Client, connect, memory, postgres, redis, sqs
@@ -52,12 +53,14 @@ __all__ = [
     "ConfigError",
     "DejqError",
     "Discard",
+    "EnqueueMiddleware",
     "Finding",
     "ForkedProcess",
     "Handler",
     "HandlerFunction",
     "Job",
     "JobInfo",
+    "Middleware",
     "MigrationReport",
     "NotSupported",
     "OutcomeUnknown",

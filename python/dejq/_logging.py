@@ -19,6 +19,9 @@ from dejq.errors import ConfigError
 _LEVELS = (40, 20, 10, 5)
 # The thread sleeps in the engine; it wakes for every line, and once in this time for nothing.
 _WAIT_SECONDS = 3_600.0
+# Attributes of each record, `None` when it is about no job. The attempt is 0 before the first.
+JOB_FIELDS: tuple[str, ...] = ("job_id", "job_type", "chain_id", "attempt")
+_NO_JOB = (None, None, None, None)
 # How long a flush waits for a line that the thread is emitting.
 _PATIENCE_SECONDS = 0.5
 
@@ -83,20 +86,21 @@ def _emit() -> None:
         lines, dropped = _native.read_log()
         if dropped:
             text = f"{dropped} log lines were dropped: logging is slower than what is to be logged"
-            lines.insert(0, (0, text, None, None, time.time()))
+            lines.insert(0, (0, text, None, time.time()))
         for line in lines:
             _handle(*line)
     finally:
         _emitting.release()
 
 
-def _handle(verbosity: int, message: str, job_id: str | None, job_type: str | None, at: float) -> None:
+def _handle(verbosity: int, message: str, about: tuple[str, str, str, int] | None, at: float) -> None:
     import logging
 
     logger, level = logging.getLogger("dejq"), _LEVELS[verbosity]
     if not logger.isEnabledFor(level):
         return
-    text, extra = _with_id(message, job_id), {"job_id": job_id, "job_type": job_type}
+    extra = dict(zip(JOB_FIELDS, about or _NO_JOB, strict=True))
+    text = message if about is None else _with_id(message, about[0])
     record = logger.makeRecord(logger.name, level, "(dejq)", 0, "%s", (text,), None, extra=extra)
     record.created = at
     record.msecs = (at % 1) * 1000
@@ -110,9 +114,7 @@ def _handle(verbosity: int, message: str, job_id: str | None, job_type: str | No
             traceback.print_exc()
 
 
-def _with_id(message: str, job_id: str | None) -> str:
+def _with_id(message: str, job_id: str) -> str:
     """The id goes behind the first line, where eyes and grep find it."""
-    if job_id is None:
-        return message
     first, newline, rest = message.partition("\n")
     return f"{first} [{job_id}]{newline}{rest}"

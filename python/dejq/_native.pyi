@@ -31,8 +31,8 @@ _T = TypeVar("_T")
 
 # (initial seconds, factor, maximum seconds, jitter)
 _Backoff: TypeAlias = tuple[float, float, float, float]
-# (verbosity, message, job id, job type, seconds since the epoch)
-_Line: TypeAlias = tuple[int, str, str | None, str | None, float]
+# (verbosity, message, (id, type, id of the chain, attempt) of the job it is about, seconds since the epoch)
+_Line: TypeAlias = tuple[int, str, tuple[str, str, str, int] | None, float]
 
 @disjoint_base
 class PendingJob(Generic[_B_co]):
@@ -181,6 +181,7 @@ class Client:
         backoff: _Backoff | None,
         timeout: float | None,
     ) -> None: ...
+    def enclose(self, type: str, callable: Callable[[Job], object]) -> None: ...
     def types(self) -> list[str]: ...
     def keep_handlers(self, types: Sequence[str]) -> None: ...
     def start(self, workers: int | None, max_jobs: int | None) -> tuple[SyncLane | None, AsyncLane | None]: ...

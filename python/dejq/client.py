@@ -14,11 +14,12 @@ from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from dejq import _logging, _native, _threads, _transactions
+from dejq import _logging, _middleware, _native, _threads, _transactions
+from dejq._middleware import EnqueueMiddleware, Middleware
 from dejq._settings import as_options, find_url, seconds
 from dejq.backoff import Backoff
 from dejq.errors import ConfigError
-from dejq.handlers import Handler, HandlerFunction, P, R, read_signature
+from dejq.handlers import Handler, HandlerFunction, P, R, Signature, read_signature
 from dejq.info import Finding, JobInfo, MigrationReport, State, Stats, StopReport
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 OnFailure = Literal["continue", "cancel"]
 _Self = TypeVar("_Self", bound="Client")
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Middleware)
+_E = TypeVar("_E", bound=EnqueueMiddleware)
 
 # What running handlers get when the interpreter goes down and nobody has called stop().
 _EXIT_SECONDS = 0.7
@@ -70,6 +73,9 @@ class Client:
         url, self.url_source = find_url(url)
         parts = None if backoff is None else backoff._parts()
         self._native = _native.Client(url, as_options(options), parts)
+        self._handlers: dict[str, tuple[Handler, Signature]] = {}
+        self._middleware: list[Middleware] = []
+        self._enqueue_middleware: list[EnqueueMiddleware] = []
         self._threads: list[threading.Thread] = []
         self._answers: Answers | None = None  # for the loop that asked last
         # Ends `run`. Signal handlers write to it, which no Event or Condition is made for.
@@ -115,16 +121,22 @@ class Client:
         limit = seconds(timeout, "timeout")
         if limit == 0:
             raise ConfigError("timeout=0 would fail every attempt; leave it out to have no limit")
+        for middleware in self._middleware:
+            _middleware.check_fits(middleware, type, signature)
+        called, wants, decoder = handler, signature.wants, signature.decoder
+        if self._middleware:
+            called, wants, decoder = _middleware.enclose(handler, signature, self._middleware), [True], None
         self._native.register(
             type,
-            handler,
-            signature.wants,
-            signature.decoder,
+            called,
+            wants,
+            decoder,
             signature.is_async,
             max_attempts,
             None if backoff is None else backoff._parts(),
             limit,
         )
+        self._handlers[type] = handler, signature
 
     def handler(
         self,
@@ -156,6 +168,57 @@ class Client:
             return handled
 
         return decorate
+
+    def middleware(self, middleware: _M) -> _M:
+        """Registers code that runs around each handler call of this client: a worker's, inline, and in tests.
+
+        The first one registered is the outermost. Handlers that were registered before run within it as well; a
+        function that is called directly does not.
+
+        Args:
+            middleware: Called with the `Job`, returns the context manager in which the body is decoded and the
+                handler runs: write it with ``@contextlib.contextmanager``. What the handler raises, `Retry`,
+                `Discard` and the cancellation of a coroutine among it, comes out of the ``yield``; what the context
+                manager raises counts as the handler's. An asynchronous one serves ``async def`` handlers only; one
+                that can be entered both ways is entered asynchronously there.
+
+        Returns:
+            The function, so that this can stand above it as a decorator.
+
+        Raises:
+            ConfigError: It makes no context manager, or one that a plain handler cannot enter; or the worker has
+                started.
+            ClientStopped: The client was stopped.
+        """
+        _middleware.check(middleware, "the job")
+        for type, (_, signature) in self._handlers.items():
+            _middleware.check_fits(middleware, type, signature)
+        all: list[Middleware] = [*self._middleware, middleware]
+        for type, (handler, signature) in self._handlers.items():
+            self._native.enclose(type, _middleware.enclose(handler, signature, all))
+        self._middleware = all
+        return middleware
+
+    def enqueue_middleware(self, middleware: _E) -> _E:
+        """Registers code that runs around each enqueue of this client, and may add headers to its jobs.
+
+        The first one registered is the outermost. Jobs that others enqueue (SQL, the command line) do not pass it.
+
+        Args:
+            middleware: Called with the list of the jobs of one call, returns the context manager in which they are
+                stored: write it with ``@contextlib.contextmanager``. Yield the headers that all of them are to
+                get, or nothing; a header that a job has already stays. What ``enqueue`` raises comes out of the
+                ``yield``, and reaches the caller even when it is caught there.
+
+        Returns:
+            The function, so that this can stand above it as a decorator.
+
+        Raises:
+            ConfigError: It makes no context manager.
+        """
+        _middleware.check(middleware, "the list of jobs")
+        self._enqueue_middleware.append(middleware)
+        return middleware
 
     @property
     def types(self) -> list[str]:
@@ -197,13 +260,22 @@ class Client:
             ClientStopped: The client was stopped.
             ForkedProcess: The client comes from a parent process.
         """
-        if connection is not None:
-            statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
-            return _transactions.enqueue(connection, *statement)
-        ids = self._native.enqueue(jobs, _cancels_rest(on_failure))
-        if self._inline:
+        if connection is None and not self._enqueue_middleware:
+            ids = self._native.enqueue(jobs, _cancels_rest(on_failure))
+        else:
+            ids = self._enqueue(jobs, on_failure, connection)
+        if self._inline and connection is None:
             self._native.run_inline(_threads.run_coroutine)
         return ids
+
+    def _enqueue(
+        self, jobs: tuple[_native.PendingJob[Any], ...], on_failure: OnFailure, connection: object | None
+    ) -> list[str]:
+        with _middleware.sending(self._enqueue_middleware, jobs) as jobs:
+            if connection is None:
+                return self._native.enqueue(jobs, _cancels_rest(on_failure))
+            statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
+            return _transactions.enqueue(connection, *statement)
 
     async def aenqueue(
         self,
@@ -220,13 +292,20 @@ class Client:
                 SQLAlchemy's AsyncConnection or AsyncSession. One that blocks is used in a thread; Django's is
                 refused, for it belongs to the thread that began the transaction.
         """
-        if connection is not None:
+        if connection is None:
+            if self._inline:
+                return await _in_thread(self.enqueue, *jobs, on_failure=on_failure)
+            if self._in_process:
+                return self.enqueue(*jobs, on_failure=on_failure)
+            if not self._enqueue_middleware:
+                return await self._ask_enqueue(jobs, on_failure)
+        with _middleware.sending(self._enqueue_middleware, jobs) as jobs:
+            if connection is None:
+                return await self._ask_enqueue(jobs, on_failure)
             statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
             return await _transactions.aenqueue(connection, *statement)
-        if self._inline:
-            return await _in_thread(self.enqueue, *jobs, on_failure=on_failure)
-        if self._in_process:
-            return self.enqueue(*jobs, on_failure=on_failure)
+
+    async def _ask_enqueue(self, jobs: tuple[_native.PendingJob[Any], ...], on_failure: OnFailure) -> list[str]:
         answers = self._answers
         if answers is None or not answers.are_for_running_loop():
             # Imported where a loop runs already: asyncio is half of the import time of the rest.
@@ -245,7 +324,11 @@ class Client:
 
         Returns and raises as `enqueue`; the ids of all jobs come in one list.
         """
-        ids = self._native.enqueue_many(chains, _cancels_rest(on_failure))
+        if self._enqueue_middleware:
+            with _middleware.sending(self._enqueue_middleware, chains) as chains:
+                ids = self._native.enqueue_many(chains, _cancels_rest(on_failure))
+        else:
+            ids = self._native.enqueue_many(chains, _cancels_rest(on_failure))
         if self._inline:
             self._native.run_inline(_threads.run_coroutine)
         return ids

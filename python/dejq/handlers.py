@@ -47,11 +47,13 @@ class Signature:
     Attributes:
         wants: For each argument, in order: the job (true) or the body (false).
         decoder: Makes the body from JSON text; ``None`` for plain objects.
+        body_type: What it makes; `Any` for plain objects.
         is_async: Is it a coroutine function?
     """
 
     wants: list[bool]
     decoder: Callable[[bytes], Any] | None
+    body_type: Any
     is_async: bool
 
 
@@ -69,7 +71,7 @@ def read_signature(job_type: str, handler: Handler) -> Signature:
         parameters = list(inspect.signature(handler).parameters.values())
     except (TypeError, ValueError):
         # Some callables written in C have no signature to read.
-        return Signature([True], None, False)
+        return Signature([True], None, Any, False)
     takes = [_classify(job_type, handler, parameter) for parameter in _positional(job_type, handler, parameters)]
     if [want for want, _ in takes].count(True) > 1:
         raise _wrong(job_type, handler, "takes the job twice")
@@ -82,7 +84,7 @@ def read_signature(job_type: str, handler: Handler) -> Signature:
         from dejq import _typed
 
         decoder = _typed.decoder(job_type, bodies[0])
-    return Signature([want for want, _ in takes], decoder, _is_async(handler))
+    return Signature([want for want, _ in takes], decoder, bodies[0] if bodies else Any, _is_async(handler))
 
 
 def _positional(

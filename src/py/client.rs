@@ -188,6 +188,16 @@ impl Client {
         inner.register(spec, handler).map_err(|error| to_py(py, &error))
     }
 
+    /// Puts a callable that takes the job, and runs the handler within its middleware, in the handler's place.
+    fn enclose(&self, py: Python<'_>, r#type: &Bound<'_, PyString>, callable: Py<PyAny>) -> PyResult<()> {
+        let inner = self.open_inner(py)?;
+        let backend = Arc::clone(&inner.backend);
+        let enclosed = PyHandler { callable, wants: vec![true], decoder: Decoder::Plain, backend };
+        // What was there is dropped after the lock: that may run anything.
+        let replaced = inner.enclose(&job_type(r#type)?, enclosed);
+        replaced.map(drop).map_err(|error| to_py(py, &error))
+    }
+
     /// The registered types.
     fn types(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let inner = self.inner(py)?;
@@ -589,6 +599,20 @@ impl Inner {
             all.into_iter().enumerate().partition(|(place, _)| places.contains(place));
         registered.callables = kept.into_iter().map(|(_, handler)| handler).collect();
         others.into_iter().map(|(_, handler)| handler).collect()
+    }
+
+    /// Exchanges the callable of a registered type; returns the one that was there.
+    fn enclose(&self, job_type: &JobType, handler: PyHandler) -> Result<PyHandler> {
+        let mut registered = self.registered();
+        let index = registered.handlers.find(job_type).map(|index| index as usize);
+        // Once started, the callables have moved on.
+        let Some(place) = index.and_then(|index| registered.callables.get_mut(index)) else {
+            return Err(Error::config(format!(
+                "middleware comes too late for the handler of {job_type:?}: dequeue_loop() has started; register \
+                 all middleware before it"
+            )));
+        };
+        Ok(std::mem::replace(place, handler))
     }
 
     fn start(&self, workers: Option<NonZeroU32>, max_jobs: Option<u64>) -> Result<Started> {

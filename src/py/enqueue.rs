@@ -8,7 +8,7 @@ use super::errors::{class, to_py};
 use super::job::id_text;
 use super::pending::PendingJob;
 use crate::job::{JobId, NewJob, OnFailure};
-use crate::log::{self, Verbosity};
+use crate::log::{self, About, Verbosity};
 use crate::metrics::Process;
 
 /// Single jobs, and sequences of jobs, each of which is a chain.
@@ -74,7 +74,10 @@ pub fn tell(metrics: &Process, jobs: &[NewJob], ids: &[JobId]) {
     metrics.enqueued(jobs, ids);
     if log::wants(Verbosity::Jobs) {
         for (job, id) in jobs.iter().zip(ids) {
-            log::write_about(Verbosity::Jobs, *id, &job.job_type, || format!("enqueue {}", job.job_type));
+            // Of a unique job that is there already, only the id is known.
+            let chain = if *id == job.id { job.chain.id } else { *id };
+            let about = About { id: *id, job_type: job.job_type.clone(), chain, attempt: 0 };
+            log::write_about(Verbosity::Jobs, about, format!("enqueue {}", job.job_type));
         }
     }
 }

@@ -7,8 +7,10 @@ use pyo3::prelude::*;
 use super::job::id_text;
 use crate::log;
 
-/// (verbosity, message, job id, job type, seconds since the epoch).
-type Line = (u8, String, Option<Py<PyAny>>, Option<String>, f64);
+/// (id, type, id of the chain, attempt).
+type AboutJob = (Py<PyAny>, String, Py<PyAny>, u32);
+/// (verbosity, message, the job it is about, seconds since the epoch).
+type Line = (u8, String, Option<AboutJob>, f64);
 
 /// Sets how much is written.
 #[pyfunction]
@@ -31,9 +33,10 @@ pub fn read_log(py: Python<'_>) -> (Vec<Line>, u64) {
         .into_iter()
         .map(|record| {
             let at = record.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-            let id = record.job.as_ref().map(|(id, _)| id_text(py, *id).into_any().unbind());
-            let job_type = record.job.map(|(_, job_type)| job_type.to_string());
-            (record.verbosity as u8, record.message, id, job_type, at)
+            let text = |id| id_text(py, id).into_any().unbind();
+            let about =
+                record.job.map(|job| (text(job.id), job.job_type.to_string(), text(job.chain), job.attempt));
+            (record.verbosity as u8, record.message, about, at)
         })
         .collect();
     (lines, dropped)

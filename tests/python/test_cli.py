@@ -24,8 +24,9 @@ from psycopg import sql
 
 import dejq
 from dejq import cli, testing
+from dejq._secrets import scrub
 from dejq.cli.flags import fill_in, make_parser, seconds
-from dejq.cli.talk import scrub, visible
+from dejq.cli.talk import visible
 from python.commands import APP, CANARY, SECONDS, Ran, Run, command
 
 pytest_plugins = ["python.command_line", "python.postgres"]

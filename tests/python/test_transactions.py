@@ -11,14 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import django
-import django.conf
 import psycopg
 import psycopg2
 import psycopg2.extras
 import pytest
 import sqlalchemy
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
@@ -26,6 +23,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import dejq
 from dejq import Backoff, Client, ConfigError, DejqError, Job, NotSupported, PendingJob, UnknownJob, WrongState, testing
+from python import django_project
 from python.programs.harness import run
 
 if TYPE_CHECKING:
@@ -127,19 +125,9 @@ def sqlalchemy_scoped_session(url: str) -> Iterator[Opened]:
     session.remove()
 
 
-def setup_django(url: str) -> None:
-    if not django.conf.settings.configured:
-        given = conninfo_to_dict(url)
-        names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-        database = {key: str(given.get(name, "")) for key, name in names.items()}
-        engine = {"ENGINE": "django.db.backends.postgresql"}
-        django.conf.settings.configure(DATABASES={"default": engine | database}, LOGGING_CONFIG=None)
-        django.setup()
-
-
 @contextmanager
 def django_connection(url: str, atomic: bool = True) -> Iterator[Opened]:
-    setup_django(url)
+    django_project.set_up(url)
     from django.db import connection, transaction
 
     try:

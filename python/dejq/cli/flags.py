@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import dejq
+from dejq._secrets import scrub
 from dejq._settings import project_settings
-from dejq.cli.talk import CommandError, scrub
+from dejq.cli.talk import CommandError
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,13 @@ def loudness(text: str) -> int:
     if text not in ("0", "1", "2", "3"):
         raise ValueError("must be 0, 1, 2 or 3")
     return int(text)
+
+
+def log_format(text: str) -> str:
+    """The form of log lines."""
+    if text not in ("text", "json"):
+        raise ValueError("must be text or json")
+    return text
 
 
 def _truth(text: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 from dejq import _native
 from dejq.cli.child import NOW, REPLACE, STOP, STOP_SIGNALS, VARIABLE
 from dejq.cli.talk import FAILED, NO_CONNECTION, NO_SCHEMA, OK, USAGE, CommandError, count, say
-from dejq.cli.worker import summary, up_to
+from dejq.cli.worker import HURRY, summary, up_to
 
 # Before a process that has died is started again: doubled each time, until it has lived for a while.
 _FIRST_PAUSE = 0.5
@@ -232,7 +232,7 @@ class _Supervisor:
             return
         self._stops += 1
         if self._stops == 2:
-            say("stopping  now: running jobs are told to return and given back")
+            say(HURRY)
         for process in self._running.values():
             process.order(NOW)
             process.kill_at = min(process.kill_at or float("inf"), time.monotonic() + _KILL_SECONDS)

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import dejq
+from dejq._secrets import scrub
 
 OK, FAILED, USAGE, NO_CONNECTION, NO_SCHEMA = range(5)
 
@@ -40,23 +41,6 @@ def exit_code(error: BaseException) -> int:
     return FAILED
 
 
-_NAMES = "password|passwd|pwd|secret|token"
-_SECRETS = (
-    # user:password@ in a URL, up to the last @ of the word: a password may contain one.
-    (re.compile(r"(://[^/?#\s:@]*):\S+@"), r"\1:***@"),
-    # password=… in a query or for libpq, and 'password': '…' in a printed dictionary.
-    (re.compile(rf"\b({_NAMES})=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.IGNORECASE), r"\1=***"),
-    (re.compile(rf"(['\"]({_NAMES})['\"]: )('[^']*'|\"[^\"]*\")", re.IGNORECASE), r"\1'***'"),
-)
-
-
-def scrub(text: str) -> str:
-    """The text without passwords."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
-
-
 # Control characters but for tab and line end, and those that turn the direction of writing.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -66,9 +50,30 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+_is_json = False
+
+
+def speak_json() -> None:
+    """From now on talk has the form of JSON log lines, between which it stands."""
+    global _is_json
+    _is_json = True
+
+
+def worded(text: str) -> str:
+    """The text as `say` writes it."""
+    if not _is_json:
+        return visible(scrub(text))
+    import logging
+
+    from dejq.logs import JsonFormatter
+
+    said = {"name": "dejq.worker", "levelname": "INFO", "msg": " ".join(text.split())}
+    return JsonFormatter().format(logging.makeLogRecord(said))
+
+
 def say(text: str) -> None:
     """Talk: for people, on stderr."""
-    print(visible(scrub(text)), file=sys.stderr, flush=True)
+    print(worded(text), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

@@ -12,15 +12,18 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import dejq
-from dejq.cli import child
+from dejq.cli import child, talk
 from dejq.cli.app import load
-from dejq.cli.flags import APP, Flag, loudness, patience, switch, verb, whole
+from dejq.cli.flags import APP, Flag, log_format, loudness, patience, switch, verb, whole
 from dejq.cli.limits import Limits
-from dejq.cli.talk import FAILED, OK, CommandError, close, count, exit_code, say, scrub
+from dejq.cli.talk import FAILED, OK, CommandError, close, count, exit_code, say
 from dejq.client import _signals
+from dejq.logs import JsonFormatter, TextFormatter
 
 # Kubernetes kills after 30 s; five of them are for what comes before and after.
 _SHUTDOWN_SECONDS = 25.0
+# What a second signal is answered with.
+HURRY = "stopping  now: running jobs are told to return and given back"
 
 
 def _size(text: str) -> int:
@@ -61,6 +64,8 @@ def _address(text: str) -> str:
          more={"metavar": "HOST:PORT"}),
     Flag(("-v", "--verbose"), "-v log jobs, -vv also the worker's insides, -vvv also beats", loudness,
          in_project=True, more={"action": "count", "dest": "verbosity"}),
+    Flag(("--log-format",), "of log lines: text or json; default text", log_format, default="text", in_project=True,
+         more={"metavar": "F"}),
 )  # fmt: skip
 def worker(given: argparse.Namespace) -> int:
     """Runs the handlers of APP until a signal comes.
@@ -70,6 +75,8 @@ def worker(given: argparse.Namespace) -> int:
     """
     if given.app is None:
         raise CommandError("worker needs APP, for example: dejq worker app:client")
+    if given.log_format == "json":
+        talk.speak_json()
     if supervisor := child.supervisor():
         return _work_below(supervisor, given)
     if given.processes is not None or given.reload:
@@ -103,7 +110,7 @@ def _work(given: argparse.Namespace, audience: _Audience, number: int | None = N
     client = load(given.app)
     if given.type:
         _keep(client, given.type)
-    _log_to_stderr(given.verbosity, number)
+    _log_to_stderr(given.verbosity, given.log_format, number)
     limits = Limits(client, given.max_jobs, given.max_memory)
     audience.loaded(client)
     # What no waiting mends ends it here; a store that does not answer may come up yet.
@@ -143,7 +150,7 @@ class _Terminal:
     def signals(self, client: dejq.Client) -> AbstractContextManager[None]:
         def hurry() -> None:
             # A signal handler: print() may be in the middle of a line.
-            os.write(sys.stderr.fileno(), b"stopping  now: running jobs are told to return and given back\n")
+            os.write(sys.stderr.fileno(), f"{talk.worded(HURRY)}\n".encode())
             client._native.hurry(0.0)
 
         return _signals(client._stop_asked, hurry)
@@ -243,16 +250,15 @@ def _ended(client: dejq.Client) -> int:
     return sum(counted[end] for end in ("finished", "failed", "retried", "cancelled", "lost"))
 
 
-class _ScrubbedFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record))
-
-
-def _log_to_stderr(verbosity: int | None, number: int | None) -> None:
+def _log_to_stderr(verbosity: int | None, form: str, number: int | None) -> None:
     """Unless the application has set up logging itself. `number` tells one of several processes from the others."""
     handler = logging.StreamHandler()
-    which = "" if number is None else f"[{number}] "
-    handler.setFormatter(_ScrubbedFormatter(f"%(asctime)s  {which}%(message)s", "%H:%M:%S"))
+    if form == "json":
+        handler.setFormatter(JsonFormatter())
+        if number is not None:
+            handler.addFilter(lambda record: setattr(record, "worker_process", number) or True)
+    else:
+        handler.setFormatter(TextFormatter("" if number is None else f"[{number}] "))
     logging.basicConfig(handlers=[handler])
     if verbosity is not None:
         dejq.set_verbosity(min(verbosity, 3))
