@@ -16,12 +16,11 @@ from typing import Final, Protocol
 
 import msgspec
 
-from soak.history import Exited, Leaked, Ready, Recorder, read
-from soak.look import is_empty, look, operate_on_orphans
+from soak.history import Exited, Ready, Recorder, read
+from soak.look import is_empty, logs, look, look_for_leaks, operate_on_orphans
 from soak.nemesis import Act, Victims
 from soak.stores import Store
 from soak.worker import Settings
-from soak.workload import CANARY
 
 TESTS: Final = Path(__file__).parents[1]
 # A process that is asked to stop has nothing that takes longer.
@@ -80,7 +79,6 @@ class Processes:
         self._now: dict[int, Process] = {}
         self._all: list[Process] = []
         self._is_over = False
-        (self._folder / "logs").mkdir()
 
     # ---- coming and going
 
@@ -105,7 +103,7 @@ class Processes:
             )
         name = f"{line}.{incarnation}"
         settings = msgspec.structs.replace(settings, url=self.store.line(line, self._stack))
-        with (self._folder / "logs" / f"{name}.log").open("wb") as log:
+        with (logs(self._folder) / f"{name}.log").open("wb") as log:
             popen = subprocess.Popen(
                 [sys.executable, "-m", f"soak.{program}", name, msgspec.json.encode(settings).decode()],
                 stdin=subprocess.DEVNULL,
@@ -147,6 +145,7 @@ class Processes:
 
     def end(self) -> None:
         self._stop()
+        look_for_leaks(self._folder, self._recorder)
         if not look(self._client, self._recorder, self.store.left):
             (self._folder / "left.txt").write_text(self.evidence())
 
@@ -166,13 +165,6 @@ class Processes:
             process.popen.send_signal(signal.SIGABRT)
             process.popen.wait()
         self.look_after()
-        self._look_for_leaks()
-
-    def _look_for_leaks(self) -> None:
-        for log in sorted((self._folder / "logs").glob("*.log")):
-            for line in log.read_text(errors="replace").splitlines():
-                if CANARY in line:
-                    self._recorder.write(Leaked(process=log.stem, text=line))
 
     def __enter__(self) -> Processes:
         return self

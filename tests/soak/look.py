@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from dejq import Client, DejqError
 from dejq.info import State
-from soak.history import Counted, Found, Left, Operated, Operating, Recorder
-from soak.workload import FOREVER
+from soak.history import Counted, Found, Leaked, Left, Operated, Operating, Recorder
+from soak.workload import CANARY, FOREVER
 
 _STATES: Final[tuple[State, ...]] = ("ready", "scheduled", "blocked", "running", "finished", "failed", "cancelled")
 _PAGE: Final = 5_000
@@ -61,6 +62,21 @@ def look(client: Client, recorder: Recorder, left: Callable[[], dict[str, int]])
     things = left()
     recorder.write(Left(things=things))
     return not any(things.values())
+
+
+def logs(folder: Path) -> Path:
+    """Where the processes of a run write what they have to say."""
+    folder = folder / "logs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def look_for_leaks(folder: Path, recorder: Recorder) -> None:
+    """Looks for parts of bodies in the logs."""
+    for log in sorted(logs(folder).iterdir()):
+        for line in log.read_text(errors="replace").splitlines():
+            if CANARY in line:
+                recorder.write(Leaked(process=log.stem, text=line))
 
 
 def _list(client: Client, recorder: Recorder, state: State) -> None:

@@ -22,7 +22,7 @@ import dejq
 from dejq import Client
 from soak.enqueuer import Enqueuer
 from soak.history import Exited, FaultName, Recorder
-from soak.look import is_empty, look, operate_on_orphans
+from soak.look import is_empty, logs, look, look_for_leaks, operate_on_orphans
 from soak.nemesis import Act
 from soak.worker import Settings, Worker
 
@@ -40,7 +40,7 @@ class Memory:
         self._enqueuer = msgspec.structs.replace(enqueuer, options=OPTIONS)
         self._recorder = recorder
         self._incarnations: dict[int, int] = {}
-        with (Path(worker.folder) / "memory.log").open("wb") as log:
+        with (logs(Path(worker.folder)) / "memory.log").open("wb") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", "soak.memory", *(_json(each) for each in (self.worker, self._enqueuer))],
                 stdin=subprocess.PIPE,
@@ -74,6 +74,7 @@ class Memory:
         assert self._popen.stdin is not None
         self._popen.stdin.close()
         self._recorder.write(Exited(process="memory", code=self._popen.wait()))
+        look_for_leaks(Path(self.worker.folder), self._recorder)
 
     def process(self, slot: int) -> str:
         return f"w{slot}.{self._incarnations.get(slot, 0)}"
@@ -93,8 +94,8 @@ class Memory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._popen.kill()
-        self._popen.wait()
+        with self._popen:  # which closes its pipes and waits
+            self._popen.kill()
 
 
 def _json(settings: Settings) -> str:
