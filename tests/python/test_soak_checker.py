@@ -371,6 +371,15 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
         "V5",
         without(lambda event: getattr(event, "number", 0) == 1),
     ),
+    "a store that stood still takes a job from a worker that was alive": (
+        "V5",
+        both(
+            also(
+                ("run", Fault(at=20_500 * MS, number=9, name="sleep")), ("run", Healed(at=23_500 * MS, number=9))
+            ),
+            also_run("w0.1", 23_600, 23_601, 150),
+        ),
+    ),
     "a worker starts what it has lost": ("V10", also_run("w1.0", 15_005, 15_006, 110)),
     # P4
     "a zombie's finish counts": ("V4", found("failed", 110)),

@@ -101,12 +101,12 @@ def _needed(case: Case) -> int:
 
 def _silence(case: Case, before: Run, until: int) -> Cause | None:
     spans = [*before.worker.faults, *case.store_faults]
+    if before.how != "cancelled":
+        # When the store stands still, all workers are silent, and nobody may take anything from another; but a handler
+        # that was told so, and gave up, is to have another run.
+        spans = [span for span in spans if span.name != "sleep"]
     longest, name = _longest(spans, before.start - case.lease, until)
-    if longest < _needed(case):
-        return None
-    # When the store stands still, all workers are silent, and nobody may take anything from another; but a handler that
-    # was told so, and gave up, is to have another run.
-    return None if name == "sleep" and before.how != "cancelled" else _SILENCES[name]
+    return _SILENCES[name] if longest >= _needed(case) else None
 
 
 def _longest(spans: Iterable[Span], since: int, until: int) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from soak.history import Exited, Ready, Recorder, read
+from soak.history import AnyEvent, Ended, Exited, Ready, Recorder, Started, read
 from soak.look import is_empty, logs, look, look_for_leaks, operate_on_orphans
 from soak.nemesis import Act, Victims
 from soak.stores import Store
@@ -26,6 +26,10 @@ TESTS: Final = Path(__file__).parents[1]
 # A process that is asked to stop has nothing that takes longer.
 STOP_SECONDS: Final = 60.0
 _TICK: Final = 0.02
+_TAIL_BYTES: Final = 200_000
+# A handler that has run for so long will mostly go on for a while.
+_LONG_NS: Final = 200_000_000
+_decoder: Final = msgspec.json.Decoder(AnyEvent)
 
 
 @dataclass(eq=False)
@@ -183,6 +187,19 @@ class Processes:
         """The name of who is in that slot; one that has just ended by itself still counts."""
         process = self._now.get(slot)
         return process.name if process else f"{'e' if slot < 0 else 'w'}{-slot - 1 if slot < 0 else slot}.gone"
+
+    def is_busy(self, slot: int) -> bool:
+        process = self._now.get(slot)
+        if process is None:
+            return False
+        # The end of its history is enough: a handler that has run for long is rarely far up in it.
+        with (self._folder / f"{process.name}.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()[1:-1]
+        events = [_decoder.decode(line) for line in lines]
+        ended = {event.run for event in events if isinstance(event, Ended)}
+        before = time.monotonic_ns() - _LONG_NS
+        return any(isinstance(event, Started) and event.run not in ended and event.at < before for event in events)
 
     def strike(self, act: Act, dice: Random) -> Callable[[], None] | None:
         if act.slot is None:

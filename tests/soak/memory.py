@@ -87,6 +87,9 @@ class Memory:
         self._incarnations[act.slot] = self._incarnations.get(act.slot, 0) + 1
         return None
 
+    def is_busy(self, slot: int) -> bool:
+        return True
+
     def look_after(self) -> None:
         """Nobody ends here without being told so."""
 

@@ -13,9 +13,10 @@ from soak.history import Fault, FaultName, Healed, Recorder
 
 # How long each lasts, in beats. What is shorter than a lease by more than a beat must do no harm at all.
 BEATS: Final[dict[FaultName, float]] = {
-    "pause": 5.0,
+    # The lease of three beats, a look for lost workers after that, and some time for another one to start the job.
+    "pause": 6.5,
+    "hole": 6.5,
     "blink": 1.0,
-    "hole": 5.0,
     "gap": 1.0,
     "lag": 3.0,
     "hurry": 0.3,
@@ -27,6 +28,9 @@ _TIMES: Final[dict[FaultName, int]] = {"kill": 3, "pause": 2, "hole": 2}
 OF_STORE: Final[frozenset[FaultName]] = frozenset({"restart", "sleep", "terminate"})
 # How long after a fault the same process, or the store, is left alone: a new one has to come up first.
 REST_BEATS: Final = 3.0
+# These are for a handler that runs; for so many seconds they wait for one.
+AIMED: Final[frozenset[FaultName]] = frozenset({"kill", "pause", "hole"})
+_PATIENCE: Final = 3.0
 # How often the clock is looked at.
 _TICK: Final = 0.05
 
@@ -101,6 +105,10 @@ class Victims(Protocol):
         """Does it; returns what undoes it, or waits for its end."""
         ...
 
+    def is_busy(self, slot: int) -> bool:
+        """Has the process in that slot been in a handler for some time?"""
+        ...
+
     def look_after(self) -> None:
         """Replaces processes that have ended."""
         ...
@@ -123,11 +131,18 @@ class Nemesis:
         began = time.monotonic()
         while (now := time.monotonic() - began) < seconds:
             self._heal(now)
-            while self._acts and self._acts[0].at <= now:
-                self._strike(self._acts.pop(0), now)
+            for act in [act for act in self._acts if act.at <= now]:
+                if self._is_time(act, now):
+                    self._acts.remove(act)
+                    self._strike(act, now)
             self._victims.look_after()
             time.sleep(_TICK)
         self._heal(float("inf"))
+
+    def _is_time(self, act: Act, now: float) -> bool:
+        if act.name not in AIMED or act.slot is None or act.slot < 0 or now > act.at + _PATIENCE:
+            return True
+        return self._victims.is_busy(act.slot)
 
     def _strike(self, act: Act, now: float) -> None:
         number = next(self._numbers)
