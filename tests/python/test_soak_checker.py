@@ -358,6 +358,7 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a job is pushed twice": ("V10", also_run("w0.0", 112, 113, 0)),
     "a rescue comes before the lease is over": ("V10", moved(-3300, runs(101, since=8000))),
     "one kill, two rescues": ("V10", also_run("w0.1", 8600, 8610, 101, place=(2, 2))),
+    "a pause long after the end is an excuse for a second run": ("V10", also_run("w0.1", 13_000, 13_001, 50)),
     "a retry is pushed twice": ("V10", also_run("w0.0", 702, 703, 20, attempt=2)),
     "a retry is not counted": ("V10", altered(starts(20, 700), attempt=1)),
     "a kill long after the end is an excuse for a second run": ("V10", also_run("w1.0", 8500, 8501, 0)),
@@ -374,9 +375,7 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a store that stood still takes a job from a worker that was alive": (
         "V5",
         both(
-            also(
-                ("run", Fault(at=20_500 * MS, number=9, name="sleep")), ("run", Healed(at=23_500 * MS, number=9))
-            ),
+            also(("run", Fault(at=20_500 * MS, number=9, name="sleep")), ("run", Healed(at=23_500 * MS, number=9))),
             also_run("w0.1", 23_600, 23_601, 150),
         ),
     ),

@@ -28,8 +28,7 @@ _SILENCES: Final[dict[str, Cause]] = {
 
 def explain(case: Case, before: Run, run: Run) -> Cause | None:
     """The cause of `run`, given the run that had the lease before it; None if there is none."""
-    if any(step.verb == "requeue" and step.outcome != "refused" and before.start < step.done and step.asked < run.start
-           for step in run.job.steps):  # fmt: skip
+    if _was_requeued(before, run):
         return "requeue"
     if _is_retry(case, before, run):
         return "retry"
@@ -59,6 +58,11 @@ def limit(case: Case, run: Run) -> int | None:
     if case.began.store == "sqs":
         return None  # the queue's redrive policy decides
     return run.job.plan.attempts or (None if run.how == "retried" else 1)
+
+
+def _was_requeued(before: Run, run: Run) -> bool:
+    steps = (step for step in run.job.steps if step.verb == "requeue" and step.outcome != "refused")
+    return any(before.start < step.done and step.asked < run.start for step in steps)
 
 
 def _is_retry(case: Case, before: Run, run: Run) -> bool:
@@ -101,10 +105,13 @@ def _needed(case: Case) -> int:
 
 def _silence(case: Case, before: Run, until: int) -> Cause | None:
     spans = [*before.worker.faults, *case.store_faults]
-    if before.how != "cancelled":
+    if not before.told or before.how == "returned":
         # When the store stands still, all workers are silent, and nobody may take anything from another; but a handler
-        # that was told so, and gave up, is to have another run.
+        # that was told so, and gave up, is to have another run, which is the same attempt.
         spans = [span for span in spans if span.name != "sleep"]
+    if before.end is not None:
+        # What came later than that found its end stored.
+        spans = [span for span in spans if span.begin < before.end + SETTLED]
     longest, name = _longest(spans, before.start - case.lease, until)
     return _SILENCES[name] if longest >= _needed(case) else None
 

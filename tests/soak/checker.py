@@ -17,7 +17,7 @@ from soak.case import SECOND, Call, Case, Chain, Job, Run, build
 from soak.causes import LOSSES, SETTLED, SLACK, Cause, explain, is_due, is_zombie, limit
 from soak.history import History
 
-# What takes the longest of all that is not the store's or the worker's fault.
+# What takes the longest of all that is nobody's fault: a handler, a delay.
 LONGEST_WAIT: Final = 6 * SECOND
 FINAL: Final = ("finished", "failed", "cancelled")
 
@@ -68,17 +68,16 @@ class Trial:
     """A case, and what several rules need to know of it: whose lease each run had, and how each job must have ended."""
 
     case: Case
-    causes: dict[Run, Cause] = field(default_factory=dict[Run, "Cause"])
-    unexplained: list[tuple[Run, Run]] = field(default_factory=list[tuple[Run, Run]])
-    holders: dict[Job, list[Run]] = field(default_factory=dict[Job, list[Run]])
-    states: dict[str, str] = field(default_factory=dict[str, str])
-    reached: Counter[str] = field(default_factory=Counter[str])
-    _fates: dict[Job, str | None] = field(default_factory=dict[Job, "str | None"])
+    causes: dict[Run, Cause] = field(init=False, default_factory=dict[Run, "Cause"])
+    unexplained: list[tuple[Run, Run]] = field(init=False, default_factory=list[tuple[Run, Run]])
+    holders: dict[Job, list[Run]] = field(init=False)
+    states: dict[str, str] = field(init=False)
+    reached: Counter[str] = field(init=False, default_factory=Counter[str])
+    _fates: dict[Job, str | None] = field(init=False, default_factory=dict[Job, "str | None"])
 
     def __post_init__(self) -> None:
         self.states = {id: state for state, ids in self.case.found.items() for id in ids}
-        for job in self.case.jobs.values():
-            self.holders[job] = self._follow(job)
+        self.holders = {job: self._follow(job) for job in self.case.jobs.values()}
 
     def _follow(self, job: Job) -> list[Run]:
         """The runs that had the lease, one after the other, each with the cause of its start."""
@@ -121,14 +120,10 @@ class Trial:
                 return "failed"
             case "raised" | "retried" if most is not None and last.event.attempt >= most:
                 return "failed"
+            case None if last.worker.died and self.losses(job) >= self.case.began.max_rescues:
+                return "failed"
             case _:
-                return self._lost(job, last)
-
-    def _lost(self, job: Job, last: Run) -> str | None:
-        """It never came to an end: it was given up as its worker was lost too often, or it is lost itself."""
-        if last.how is None and last.worker.died and self.losses(job) >= self.case.began.max_rescues:
-            return "failed"
-        return "waiting"
+                return "waiting"
 
     def ended_with_those_before(self, job: Job) -> bool:
         """Was it cancelled because a job before it in its chain had failed?"""
@@ -309,8 +304,11 @@ def _was_final(trial: Trial, job: Job, at: int) -> bool:
             return True
         if run.how in ("raised", "retried") and most is not None and run.event.attempt >= most:
             return True
-    return trial.fate(job) in ("failed", "cancelled") and not any(run.was_open(at) and not run.worker.died
-                                                                 for run in trial.holders[job])  # fmt: skip
+    if not trial.holders[job]:
+        return trial.ended_with_those_before(job)
+    # Its worker was lost once too often, which no handler sees.
+    died = trial.holders[job][-1].worker.died
+    return trial.fate(job) == "failed" and died is not None and died < at
 
 
 def _ran_after_its_end(trial: Trial, chain: Chain) -> Iterator[Finding]:
@@ -377,7 +375,8 @@ def not_early(trial: Trial) -> Iterator[Finding]:
     for job in trial.case.jobs.values():
         if job.plan.delay and job.runs and not job.steps:
             begin = job.chain.call.asked
-            if job.before:
+            # SQS may have forgotten when the job before ended, and counts from the enqueue then.
+            if job.before and trial.case.began.store != "sqs":
                 earlier = (run for run in trial.holders[job.before] if run.start < job.runs[0].start)
                 begin = max((run.end or run.start for run in earlier), default=begin)
             early = begin + round(job.plan.delay * SECOND) - job.runs[0].start

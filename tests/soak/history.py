@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -339,12 +339,3 @@ def save(history: Iterable[Entry], folder: Path) -> None:
         recorders[process].write(event)
     for recorder in recorders.values():
         recorder.close()
-
-
-def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Counts of several processes, added up."""
-    sums: dict[str, int] = {}
-    for each in counts:
-        for name, value in each.items():
-            sums[name] = sums.get(name, 0) + value
-    return sums
