@@ -429,7 +429,15 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a dead worker is never forgotten": ("V13", altered(is_a(Left), things={"workers": 1})),
     "nobody looked into the store": ("V13", without(is_a(Left))),
     "a fault never came": ("V14", altered(is_a(Began), faults=["hurry", "kill", "pause", "restart"])),
-    "no kill ever hit a handler": ("V14", without(starts(101, 5010))),
+    "no kill ever hit a handler": (
+        "V14",
+        both(
+            without(starts(101, 5010)),
+            also(
+                *(("run", Fault(at=27_500 * MS, number=number, name="kill", target="e0.0")) for number in range(5, 10))
+            ),
+        ),
+    ),
 }
 
 

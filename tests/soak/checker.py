@@ -19,6 +19,7 @@ from soak.history import History
 
 # What takes the longest of all that is nobody's fault: a handler, a delay.
 LONGEST_WAIT: Final = 6 * SECOND
+MANY: Final = 5
 FINAL: Final = ("finished", "failed", "cancelled")
 
 
@@ -549,9 +550,11 @@ def _wanted(case: Case) -> Sequence[str]:
     faults = set(case.began.faults)
     wanted = ["retry", "delayed job", "job finished", "job failed", "chain of 10 or more"]
     wanted += [f"fault: {name}" for name in sorted(faults)]
-    if "kill" in faults:
+    # Blows are aimed, so of so many one hits a handler.
+    blows = Counter(span.name for span in case.spans)
+    if blows["kill"] >= MANY:
         wanted.append("killed in a handler")
-    if faults & {"pause", "hole"}:
+    if blows["pause"] >= MANY:
         wanted.append("zombie")
     if case.began.store != "sqs":
         wanted += ["job cancelled", "unique key held"]

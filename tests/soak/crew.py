@@ -82,6 +82,7 @@ class Processes:
         self._incarnations: dict[int, int] = {}
         self._now: dict[int, Process] = {}
         self._all: list[Process] = []
+        self._ready: set[str] = set()
         self._is_over = False
 
     # ---- coming and going
@@ -125,7 +126,11 @@ class Processes:
             time.sleep(_TICK)
 
     def _is_ready(self, name: str) -> bool:
-        return any(isinstance(entry.event, Ready) for entry in read(self._folder, f"{name}.jsonl"))
+        if name not in self._ready and any(
+            isinstance(entry.event, Ready) for entry in read(self._folder, f"{name}.jsonl")
+        ):
+            self._ready.add(name)
+        return name in self._ready
 
     def look_after(self) -> None:
         """Writes down who has ended, and starts others in their places."""
@@ -190,7 +195,7 @@ class Processes:
 
     def is_busy(self, slot: int) -> bool:
         process = self._now.get(slot)
-        if process is None:
+        if process is None or not self._is_ready(process.name):
             return False
         # The end of its history is enough: a handler that has run for long is rarely far up in it.
         with (self._folder / f"{process.name}.jsonl").open("rb") as file:

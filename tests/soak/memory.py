@@ -120,8 +120,8 @@ class Host:
         incarnation = next(self._incarnations.setdefault(slot, itertools.count()))
         settings = msgspec.structs.replace(self._settings, picky=slot % 2 == 0)
         worker = self._workers[slot] = Worker(settings, f"w{slot}.{incarnation}")
-        worker.ready()
         worker.client.dequeue_loop()
+        worker.ready()
 
     def restart(self, slot: int, timeout: float | None) -> None:
         """The next one comes while this one still finishes what it has begun."""

@@ -19,6 +19,8 @@ BEATS: Final[dict[FaultName, float]] = {
     "blink": 1.0,
     "gap": 1.0,
     "lag": 3.0,
+    # Until its last handlers have ended: its successor has the same line, and a fault of that one is no fault of this.
+    "stop": 5.0,
     "hurry": 0.3,
     "sleep": 5.0,
 }

@@ -81,6 +81,9 @@ class Worker:
             self.client.register_handler("picky", self.plain)
 
     def ready(self) -> None:
+        """Writes that it takes jobs, once it does; from then on signals find their handlers, too."""
+        while not self.client._native.is_running:
+            self._pause.wait(_LOOK)
         self.recorder.write(Ready(types=self.client.types))
 
     def rested(self) -> None:
@@ -184,7 +187,7 @@ class Worker:
 def main() -> None:
     settings = msgspec.json.decode(sys.argv[2], type=Settings)
     worker = Worker(settings, sys.argv[1])
-    worker.ready()
+    threading.Thread(target=worker.ready, daemon=True).start()
     worker.client.run()
     worker.rested()
 
