@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def test_a_run_without_faults_has_no_findings_and_leaves_a_report(tmp_path: Path
 def test_what_a_program_does_wrong_on_purpose_is_found(tmp_path: Path, sabotage: Sabotage, verdict: str) -> None:
     _, judgement = soak(tmp_path, sabotage)
     assert verdict in judgement.failed
+
+
+def test_faults_that_nobody_wrote_down_explain_nothing(tmp_path: Path) -> None:
+    options = Options("redis", 1, jobs=300, seconds=6.0, every=1.0, folder=tmp_path / "soak", faults=("kill",))
+    _, judgement = run(replace(options, sabotage="secret-faults"))
+    assert "V17" in judgement.failed
+    assert "killed" not in judgement.causes
 
 
 def test_workload_and_faults_follow_from_the_seed() -> None:

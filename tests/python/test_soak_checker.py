@@ -434,7 +434,7 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
         both(
             without(starts(101, 5010)),
             also(
-                *(("run", Fault(at=27_500 * MS, number=number, name="kill", target="e0.0")) for number in range(5, 10))
+                *(("run", Fault(at=28_650 * MS, number=number, name="kill", target="w0.2")) for number in range(5, 10))
             ),
         ),
     ),

@@ -551,7 +551,8 @@ def _wanted(case: Case) -> Sequence[str]:
     wanted = ["retry", "delayed job", "job finished", "job failed", "chain of 10 or more"]
     wanted += [f"fault: {name}" for name in sorted(faults)]
     # Blows are aimed, so of so many one hits a handler.
-    blows = Counter(span.name for span in case.spans)
+    workers = {name for name, worker in case.workers.items() if worker.types}
+    blows = Counter(span.name for span in case.spans if span.target in workers)
     if blows["kill"] >= MANY:
         wanted.append("killed in a handler")
     if blows["pause"] >= MANY:
