@@ -8,6 +8,11 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
+# What `make soak` runs; docs/reliability.md says more.
+BACKEND ?= pg
+MINUTES ?= 10
+SEED    ?= 1
+JOBS    ?=
 # Built things that outlive a clone: CI points this outside of it.
 DEJQ_CACHE ?= $(HOME)/.cache/dejq
 export DEJQ_CACHE
@@ -77,6 +82,14 @@ test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against 
 .PHONY: test-django
 test-django: $(VENV)/.servers $(DJANGO)/.installed ## Django 6, on Python 3.12 or newer; what Django's own tasks framework asks of us
 	python tests/servers.py --only postgres -- $(DJANGO)/bin/python -m pytest tests/python/test_django.py
+
+.PHONY: soak-short
+soak-short: $(VENV)/.dev $(VENV)/.servers install ## memory, Redis and PostgreSQL for half a minute of faults each; the whole takes three minutes
+	for store in memory redis pg; do PYTHONPATH=tests python -m soak --store $$store --short --seed $(SEED); done
+
+.PHONY: soak
+soak: $(VENV)/.dev $(VENV)/.servers install ## BACKEND=pg|redis|sqs|memory MINUTES=10 SEED=1 [JOBS=…]: load under faults, and 17 verdicts on it
+	PYTHONPATH=tests python -m soak --store $(BACKEND) --minutes $(MINUTES) --seed $(SEED) $(if $(JOBS),--jobs $(JOBS))
 
 ## ---- numbers ----
 

@@ -85,6 +85,7 @@ class Proxy:
         self._target = (host, port)
         self._open: dict[asyncio.Task[None], Connection] = {}
         self._swallow: Swallow | None = None
+        self._delay = 0.0
         self._forwarding = asyncio.Event()
         self._forwarding.set()
         self._listener: socket.socket | None = None
@@ -111,6 +112,10 @@ class Proxy:
     def black_hole(self, on: bool) -> None:
         """Stop forwarding, but keep connections and accept new ones; what came meanwhile is forwarded after it."""
         self._do(self._forwarding.clear if on else self._forwarding.set)
+
+    def delay(self, seconds: float) -> None:
+        """Everything comes so much later, as over a slow or lossy line; 0 ends it."""
+        self._do(lambda: setattr(self, "_delay", seconds))
 
     def refuse(self, on: bool) -> None:
         """Refuse new connections; those of now stay."""
@@ -189,6 +194,8 @@ class Proxy:
         before = b""
         while chunk := await self._loop.sock_recv(source, 65536):
             await self._forwarding.wait()
+            if self._delay:
+                await asyncio.sleep(self._delay)
             if sink is at.client and at.swallow:
                 self._drop(at, at.swallow, chunk)
                 continue

@@ -174,7 +174,6 @@ class Proxy(fault_proxy.Proxy):
         self.calls: Counter[str] = Counter()
         self.requests: list[Request] = []
         self._faults: list[Fault] = []
-        self._delay = 0.0
         super().__init__(host, port)
 
     def in_front_of(self, url: str) -> str:
@@ -245,10 +244,6 @@ class Proxy(fault_proxy.Proxy):
 
         self._add(action, act, **when)
         return held
-
-    def delay(self, seconds: float) -> None:
-        """Every answer comes so much later, as from a region far away; 0 ends it."""
-        self._do(lambda: setattr(self, "_delay", seconds))
 
     def _add(
         self,
