@@ -40,7 +40,14 @@ class JsonFormatter(logging.Formatter):
     traceback) and ``stack`` if there are; and every field given by ``extra=``, so with records about a job its
     ``job_id``, ``job_type``, ``chain_id`` and ``attempt``. What JSON cannot say is written as its ``str()``.
     Passwords in URLs, in ``password=…`` and under a key of such a name are replaced; a body is in no record of dejq.
+
+    Args:
+        fields: Keys that every line has besides, as which of several processes wrote it.
     """
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -56,6 +63,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **self._fields,
             **extra,
         }
         if record.exc_info:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from dejq.cli.talk import progress, scrub, visible
+from dejq._secrets import scrub
+from dejq.cli.talk import progress, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

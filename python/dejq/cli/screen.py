@@ -21,10 +21,11 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Sparkline, Static
 
 import dejq
+from dejq._secrets import scrub
 from dejq.cli.jobs import chain_of, facts, place
 from dejq.cli.looks import STYLES
 from dejq.cli.rates import Rates, per_minute
-from dejq.cli.talk import scrub, since, span, visible
+from dejq.cli.talk import since, span, visible
 from dejq.info import State
 
 # A page of jobs: nobody reads more.

@@ -254,9 +254,7 @@ def _log_to_stderr(verbosity: int | None, form: str, number: int | None) -> None
     """Unless the application has set up logging itself. `number` tells one of several processes from the others."""
     handler = logging.StreamHandler()
     if form == "json":
-        handler.setFormatter(JsonFormatter())
-        if number is not None:
-            handler.addFilter(lambda record: setattr(record, "worker_process", number) or True)
+        handler.setFormatter(JsonFormatter() if number is None else JsonFormatter(worker_process=number))
     else:
         handler.setFormatter(TextFormatter("" if number is None else f"[{number}] "))
     logging.basicConfig(handlers=[handler])
