@@ -69,10 +69,10 @@ class Crew:
         lines = file.read_text().split("\n") if file.exists() else []
         return [int(pid) for pid, type, _ in (line.split() for line in lines if line.count(" ") == 2) if type == name]
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
-    def signal_all(self, number: signal.Signals) -> None:
+    def send_to_all(self, number: signal.Signals) -> None:
         """To the process group, as a terminal does it."""
         os.killpg(self.popen.pid, number)
 
@@ -148,7 +148,7 @@ def test_processes_are_interpreters_of_their_own_below_one_that_says_what_works_
         "handlers  quick  hold  grasp  grow",
         "ready     2 processes waiting for jobs; Ctrl-C to stop",
     ]
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
     assert crew.said.splitlines()[-2:] == [
         "stopping  2 processes, up to 25 s (Ctrl-C again to stop now)",
@@ -159,7 +159,7 @@ def test_processes_are_interpreters_of_their_own_below_one_that_says_what_works_
 def test_a_stop_lets_running_jobs_finish_and_adds_up(start: StartCrew, folder: Path, until: Until) -> None:
     crew = start("--processes", "2", CREW_JOBS="hold")
     until(lambda: len(crew.ran("hold")) == 2)
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     crew.says("1 job running\n", times=2)
     assert {"stopping  process 1, 1 job running", "stopping  process 2, 1 job running"} <= set(crew.said.splitlines())
     (folder / "go").touch()
@@ -174,7 +174,7 @@ def test_a_signal_to_the_whole_group_is_one_signal(start: StartCrew, folder: Pat
         # The children get both, and both from the terminal; only what the supervisor says counts as the second.
         for child in crew.children:
             child.send_signal(number)
-    crew.signal_all(signal.SIGINT)
+    crew.send_to_all(signal.SIGINT)
     crew.says("1 job running\n", times=2)
     assert "now" not in crew.said.replace("to stop now", "")
     (folder / "go").touch()
@@ -185,9 +185,9 @@ def test_a_signal_to_the_whole_group_is_one_signal(start: StartCrew, folder: Pat
 def test_a_second_signal_means_now_for_all_processes(start: StartCrew, until: Until) -> None:
     crew = start("--processes", "2", "--shutdown-timeout", "forever", CREW_JOBS="hold")
     until(lambda: len(crew.ran("hold")) == 2)
-    crew.signal_all(signal.SIGINT)
+    crew.send_to_all(signal.SIGINT)
     crew.says("1 job running\n", times=2)
-    crew.signal_all(signal.SIGINT)
+    crew.send_to_all(signal.SIGINT)
     assert crew.end() == 1
     assert "stopping  now: running jobs are told to return and given back\n" in crew.said
     assert crew.said.endswith("stopped   0 done, 2 given back; 0 in all\n")
@@ -196,7 +196,7 @@ def test_a_second_signal_means_now_for_all_processes(start: StartCrew, until: Un
 def test_a_process_that_does_not_end_in_time_is_killed(start: StartCrew, until: Until) -> None:
     crew = start("--processes", "1", "--shutdown-timeout", "10ms", CREW_JOBS="grasp", CREW_GRASPS="600")
     until(lambda: crew.ran("grasp"))
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 1
     assert "killed    process 1, which did not end in time\n" in crew.said
 
@@ -227,7 +227,7 @@ def test_jobs_go_on_when_processes_are_killed(
     assert len(crew.children) == 4
     assert len(first & {child.pid for child in crew.children}) == 1
     until(lambda: all(client.get_job(id).state == "finished" for id in ids))
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
 
 
@@ -252,6 +252,7 @@ def test_processes_that_wait_stop_when_their_supervisor_is_killed(start: StartCr
     children = crew.children
     crew.popen.kill()
     until(gone(*children))
+    assert crew.said.count("its supervisor is gone\n") == 2
 
 
 def test_an_application_that_cannot_be_imported_ends_all_at_once_with_its_code(start: StartCrew, folder: Path) -> None:
@@ -281,7 +282,7 @@ def test_an_application_that_breaks_later_is_tried_again_and_said_once(
     (folder / "broken").unlink()
     crew.says(" again\n", times=2)
     assert crew.said.count("half a deployment") == 1
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
 
 
@@ -291,7 +292,7 @@ def test_a_process_that_is_stopped_by_a_signal_is_replaced(start: StartCrew) -> 
     crew.children[0].terminate()
     crew.says(" again\n")
     assert "died      process 1: it was told to stop; a new one starts in 0.5 s\n" in crew.said
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
 
 
@@ -326,7 +327,7 @@ def test_max_jobs_has_a_process_replaced(start: StartCrew, until: Until) -> None
     crew.says(" again\n", times=2)
     assert crew.metric("dejq_process_restarts_total") >= 2
     assert crew.metric("dejq_jobs_finished_total", type="quick") >= 4, "what the first processes did is not forgotten"
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
 
 
@@ -335,7 +336,7 @@ def test_max_memory_has_a_process_replaced(start: StartCrew, until: Until) -> No
     crew.says(" of memory are in use (--max-memory 120 MiB)")
     crew.says(" again\n")
     assert len(set(crew.ran("grow"))) >= 1
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
 
 
@@ -395,7 +396,7 @@ def test_a_changed_file_has_processes_replaced_gracefully(start: StartCrew, fold
     crew.says("stopping  process 1, 1 job running\n")
     (folder / "go").touch()
     crew.says(" again\n")
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     assert crew.end() == 0
     assert "1 done" in crew.said
 
@@ -409,7 +410,7 @@ def test_a_reload_that_fails_waits_for_the_next_change(start: StartCrew, folder:
     (folder / "broken").unlink()
     (folder / "other.py").touch()
     crew.says("ready     1 process waiting for jobs")
-    crew.signal(signal.SIGINT)
+    crew.send(signal.SIGINT)
     assert crew.end() == 0
 
 
@@ -460,7 +461,7 @@ def test_a_worker_that_stops_is_not_ready_any_more(start: StartCrew, folder: Pat
     crew = start("--http", "127.0.0.1:0", CREW_JOBS="hold")
     until(lambda: crew.ran("hold"))
     crew.says("ready     ")
-    crew.signal(signal.SIGTERM)
+    crew.send(signal.SIGTERM)
     crew.says("stopping  1 job running")
     until(lambda: crew.get("/readyz")[0] == 503)
     assert crew.get("/healthz")[0] == 200
