@@ -25,7 +25,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
         measure(&shared, &batch, &mut last);
         // Their handlers' own transactions may still be open, and hold what the store would write: nobody else waits for that.
         let (apart, batch): (Vec<Ended>, Vec<Ended>) =
-            batch.into_iter().partition(|ended| ended.task.finishes_itself());
+            if batch.iter().any(|ended| ended.task.finishes_itself()) {
+                batch.into_iter().partition(|ended| ended.task.finishes_itself())
+            } else {
+                // As ever but on PostgreSQL: nothing is moved.
+                (Vec::new(), batch)
+            };
         if !apart.is_empty() {
             let shared = Arc::clone(&shared);
             tokio::spawn(async move { settle(&shared, apart).await });
