@@ -127,7 +127,9 @@ mod tests {
         let listed: Vec<(&str, &str)> = docs
             .lines()
             .filter_map(|line| line.strip_prefix("| `dejq_"))
-            .map(|row| (row.split('`').next().unwrap_or_default(), row.split(" | ").nth(1).unwrap_or_default()))
+            .map(|row| {
+                (row.split('`').next().unwrap_or_default(), row.split(" | ").nth(1).unwrap_or_default())
+            })
             .collect();
         let all: Vec<(&str, &str)> =
             ALL.iter().map(|family| (&family.name["dejq_".len()..], family.kind.as_str())).collect();

@@ -46,6 +46,7 @@ impl<const N: usize> Histogram<N> {
     }
 
     /// Counts a value.
+    #[inline]
     pub fn add(&mut self, value: u64) {
         self.sum = self.sum.saturating_add(value);
         // From below: where there are most values to count, they are small.

@@ -58,7 +58,7 @@ impl Inline {
                 return Ok(None);
             }
         };
-        let task = Arc::new(Task::new(leased, handler, 0, self.clock.after(LEASE)));
+        let task = Arc::new(Task::new(leased, handler, 0, self.clock.after(LEASE), self.clock.epoch()));
         task.start(self.clock.now());
         Ok(Some(task))
     }

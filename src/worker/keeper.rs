@@ -182,7 +182,7 @@ async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
     {
         let mut books = shared.tally.books();
         for task in &stuck {
-            books.of(task).cancelled += 1;
+            books.of(task.handler).cancelled += 1;
         }
     }
     shared.in_hand.remove(&stuck);

@@ -190,8 +190,8 @@ impl Worker {
     /// Reports how a task from `next` or `try_next` ended. Never waits.
     pub fn ended(&self, task: Arc<Task>, attempt: Attempt) {
         task.end();
-        let ran = self.shared.clock.now().saturating_sub(task.started().unwrap_or_default());
-        self.shared.outbox.push(Ended { task, attempt, ran: Duration::from_nanos(ran) });
+        let run = task.run(self.shared.clock.now());
+        self.shared.outbox.push(Ended { task, attempt, run });
     }
 
     /// An executor that does not wait in `next` has nothing left to do for now.
@@ -290,12 +290,8 @@ impl Worker {
     fn begin(&self, task: Arc<Task>) -> Option<Arc<Task>> {
         let now = self.shared.clock.now();
         // After a pause of the whole process the lease may be another worker's: never start what may be theirs.
-        if task.lease_until() <= now || task.cancelled() != Cancel::No {
-            self.shared.outbox.push(Ended { task, attempt: Attempt::Finished, ran: Duration::ZERO });
-            return None;
-        }
-        if !self.shared.may_call() {
-            self.shared.outbox.push(Ended { task, attempt: Attempt::Finished, ran: Duration::ZERO });
+        if task.lease_until() <= now || task.cancelled() != Cancel::No || !self.shared.may_call() {
+            self.shared.outbox.push(Ended { task, attempt: Attempt::Finished, run: None });
             return None;
         }
         task.start(now);
@@ -332,6 +328,7 @@ pub struct ObservedLane {
 
 impl Shared {
     /// Counts a handler call towards `max_jobs`. With the last one the claims end; what is in hand beyond it is given back.
+    #[inline]
     fn may_call(&self) -> bool {
         let Some(left) = &self.calls_left else { return true };
         let one_less = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -350,6 +347,7 @@ impl Shared {
     /// not started any more, but given back.
     fn accept(&self, leased: Vec<Leased>) -> Vec<Leased> {
         let is_stopping = self.stopping.is_cancelled();
+        let epoch = self.clock.epoch();
         let mut unknown = Vec::new();
         let mut tasks: Vec<Vec<Arc<Task>>> = self.lanes.iter().map(|_| Vec::new()).collect();
         let mut last: Option<(JobType, u32, usize)> = None;
@@ -367,7 +365,7 @@ impl Shared {
                 Some((_, handler, lane)) => {
                     log::write(Verbosity::Jobs, Some(&job.job), || format!("dequeue {}", job.job.job_type));
                     let lease_until = self.clock.at(job.since + self.config.lease());
-                    let task = Task::new(job, *handler, *lane, lease_until);
+                    let task = Task::new(job, *handler, *lane, lease_until, epoch);
                     if is_stopping {
                         task.cancel(Cancel::Stopping);
                     }

@@ -26,7 +26,23 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub(super) struct Ended {
     pub task: Arc<Task>,
     pub attempt: Attempt,
-    pub ran: Duration,
+    /// `None` when its handler was not called.
+    pub run: Option<Run>,
+}
+
+/// A handler call, as its executor saw it while the task was at hand: whoever counts it need not touch the task again,
+/// which is in no cache by then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub handler: u32,
+    /// Nanoseconds.
+    pub took: u64,
+    /// Nanoseconds since the enqueue; [`NOT_WAITED`](Self::NOT_WAITED) where something else than a worker was waited for.
+    pub waited: u64,
+}
+
+impl Run {
+    pub const NOT_WAITED: u64 = u64::MAX;
 }
 
 #[derive(Debug)]

@@ -25,7 +25,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
         measure(&shared, &batch, &mut last);
         // Their handlers' own transactions may still be open, and hold what the store would write: nobody else waits for that.
         let (apart, batch): (Vec<Ended>, Vec<Ended>) =
-            batch.into_iter().partition(|ended| ended.task.finishes_itself());
+            if batch.iter().any(|ended| ended.task.finishes_itself()) {
+                batch.into_iter().partition(|ended| ended.task.finishes_itself())
+            } else {
+                // As ever but on PostgreSQL: nothing is moved.
+                (Vec::new(), batch)
+            };
         if !apart.is_empty() {
             let shared = Arc::clone(&shared);
             tokio::spawn(async move { settle(&shared, apart).await });
@@ -62,17 +67,17 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
     let mut leaving = vec![0; shared.lanes.len()];
     let mut settled = Vec::with_capacity(batch.len());
     let mut given_back = Vec::new();
-    // Place in `held.tasks` of each entry of `settled`.
+    // Place in `held.tasks` of each entry of `settled`, and its handler.
     let mut places = Vec::with_capacity(batch.len());
     for ended in batch {
         let lease = ended.task.lease;
         match report(shared, &ended.task, ended.attempt) {
             Report::Settle(outcome) => {
-                places.push(held.tasks.len());
+                places.push((held.tasks.len(), ended.task.handler));
                 settled.push(Settled { lease, outcome });
             }
             Report::GiveBack => given_back.push(lease),
-            Report::Nothing => shared.tally.books().of(&ended.task).lost += 1,
+            Report::Nothing => shared.tally.books().of(ended.task.handler).lost += 1,
         }
         leaving[ended.task.lane] += 1;
         held.tasks.push(ended.task);
@@ -87,12 +92,13 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
     let mut lost = reply.lost.iter().copied().peekable();
     let mut books = shared.tally.books();
     for (place, entry) in settled.iter().enumerate() {
-        let task = &held.tasks[places[place]];
+        let (task, handler) = places[place];
+        let (task, ends) = (&held.tasks[task], books.of(handler));
         let is_lost = lost.next_if_eq(&place).is_some();
         if is_lost && task.finishes_itself() {
-            tell(shared, books.of(task), task, &Outcome::Finished);
+            tell(shared, ends, task, &Outcome::Finished);
         } else if is_lost {
-            books.of(task).lost += 1;
+            ends.lost += 1;
             log::write(Verbosity::Errors, Some(&task.job), || {
                 format!(
                     "the lease of this {} job was lost before its end was stored; another worker has it",
@@ -100,7 +106,7 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
                 )
             });
         } else {
-            tell(shared, books.of(task), task, &entry.outcome);
+            tell(shared, ends, task, &entry.outcome);
         }
     }
     drop(books);
@@ -225,20 +231,21 @@ fn full(failure: &Failure) -> String {
 fn measure(shared: &Shared, batch: &[Ended], last: &mut Instant) {
     let now = Instant::now();
     let elapsed = now - std::mem::replace(last, now);
-    let mut lanes = vec![(0, Duration::ZERO); shared.lanes.len()];
-    let epoch = shared.clock.epoch();
+    let mut lanes = vec![(0, 0); shared.lanes.len()];
     let mut books = shared.tally.books();
     books.batches.add(batch.len() as u64);
-    for Ended { task, ran, .. } in batch {
-        let (jobs, all) = &mut lanes[task.lane];
+    for Ended { task, run, .. } in batch {
+        let (jobs, ran) = &mut lanes[task.lane];
         *jobs += 1;
-        *all += *ran;
-        books.ran(task, *ran, epoch);
+        if let Some(run) = run {
+            *ran += run.took;
+            books.ran(run);
+        }
     }
     drop(books);
     for (lane, (jobs, ran)) in shared.lanes.iter().zip(lanes) {
         if jobs > 0 {
-            lane.pace.ended(jobs, ran, elapsed);
+            lane.pace.ended(jobs, Duration::from_nanos(ran), elapsed);
         }
     }
 }

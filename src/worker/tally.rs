@@ -3,9 +3,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use super::histogram::{BATCHES, Batches, DURATIONS, Durations};
+use super::outbox::Run;
 use super::task::Task;
 
 /// What became of the attempts of one type.
@@ -51,27 +51,21 @@ pub(super) struct Books {
 }
 
 impl Books {
-    /// The entry of a task's type.
-    pub fn of(&mut self, task: &Task) -> &mut Ends {
-        &mut self.types[task.handler as usize]
+    /// The entry of the type of this handler.
+    #[inline]
+    pub fn of(&mut self, handler: u32) -> &mut Ends {
+        &mut self.types[handler as usize]
     }
 
-    /// An attempt has ended after it `ran` so long; the worker's clock began at `epoch`, as nanoseconds since 1970.
-    pub fn ran(&mut self, task: &Task, ran: Duration, epoch: u64) {
-        let Some(started) = task.started() else { return };
-        let job = &task.job;
-        let ends = &mut self.types[task.handler as usize];
-        ends.ran.add(ran.as_nanos() as u64);
-        if job.attempt == 1 && job.chain.position == 1 {
-            // The store's clock may be ahead of ours.
-            ends.waited.add((epoch + started).saturating_sub(since_1970(job.enqueued_at)));
+    /// A handler call has ended.
+    #[inline]
+    pub fn ran(&mut self, run: &Run) {
+        let ends = self.of(run.handler);
+        ends.ran.add(run.took);
+        if run.waited != Run::NOT_WAITED {
+            ends.waited.add(run.waited);
         }
     }
-}
-
-/// Nanoseconds since 1970, which fit until 2554.
-pub(super) fn since_1970(time: std::time::SystemTime) -> u64 {
-    time.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 #[derive(Debug)]
@@ -88,6 +82,7 @@ impl Tally {
     }
 
     /// A handler is about to be called.
+    #[inline]
     pub fn start(&self, task: &Task) {
         self.started[task.handler as usize].fetch_add(1, Ordering::Relaxed);
     }

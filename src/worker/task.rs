@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use super::tally::since_1970;
+use super::outbox::Run;
 use crate::backend::{Lease, Leased};
 use crate::job::Job;
 
@@ -60,12 +60,23 @@ pub struct Task {
     started: AtomicU64,
     /// Nanoseconds since the worker's epoch.
     lease_until: AtomicU64,
+    /// The same, for what waits for nothing but a worker: first attempts of first jobs of chains. Earlier than the
+    /// epoch if the worker is younger than the job.
+    enqueued: i64,
     finishes_itself: AtomicBool,
 }
 
 impl Task {
-    /// A queued task whose lease ends at `lease_until`.
-    pub(super) fn new(leased: Leased, handler: u32, lane: usize, lease_until: u64) -> Self {
+    const WAITS_FOR_MORE: i64 = i64::MIN;
+
+    /// A queued task whose lease ends at `lease_until`. The worker's clock began at `epoch`.
+    pub(super) fn new(leased: Leased, handler: u32, lane: usize, lease_until: u64, epoch: u64) -> Self {
+        let job = &leased.job;
+        let enqueued = if job.attempt == 1 && job.chain.position == 1 {
+            since_1970(job.enqueued_at) as i64 - epoch as i64
+        } else {
+            Self::WAITS_FOR_MORE
+        };
         let lease = Lease { id: leased.job.id, token: leased.token };
         Self {
             job: leased.job,
@@ -77,6 +88,7 @@ impl Task {
             slot: AtomicU32::new(NONE),
             started: AtomicU64::new(0),
             lease_until: AtomicU64::new(lease_until),
+            enqueued,
             finishes_itself: AtomicBool::new(false),
         }
     }
@@ -134,6 +146,18 @@ impl Task {
         Some(self.started.load(Ordering::Relaxed)).filter(|&started| started > 0)
     }
 
+    /// Its handler has returned; what is to be said about the call.
+    #[inline]
+    pub(super) fn run(&self, now: u64) -> Option<Run> {
+        let started = self.started()?;
+        let waited = match self.enqueued {
+            Self::WAITS_FOR_MORE => Run::NOT_WAITED,
+            // The store's clock may be ahead of ours.
+            enqueued => (started as i64 - enqueued).max(0) as u64,
+        };
+        Some(Run { handler: self.handler, took: now.saturating_sub(started), waited })
+    }
+
     pub(super) fn lease_until(&self) -> u64 {
         self.lease_until.load(Ordering::Relaxed)
     }
@@ -142,6 +166,11 @@ impl Task {
     pub(super) fn count_beat(&self) -> u32 {
         self.beats.fetch_add(1, Ordering::Relaxed) + 1
     }
+}
+
+/// Nanoseconds, which fit until 2554.
+fn since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// The worker's own time: nanoseconds since it started, in one machine word.

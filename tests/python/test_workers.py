@@ -72,7 +72,7 @@ class Crew:
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
-    def signal_all(self, number: signal.Signals) -> None:
+    def send_to_all(self, number: signal.Signals) -> None:
         """To the process group, as a terminal does it."""
         os.killpg(self.popen.pid, number)
 
@@ -174,7 +174,7 @@ def test_a_signal_to_the_whole_group_is_one_signal(start: StartCrew, folder: Pat
         # The children get both, and both from the terminal; only what the supervisor says counts as the second.
         for child in crew.children:
             child.send_signal(number)
-    crew.signal_all(signal.SIGINT)
+    crew.send_to_all(signal.SIGINT)
     crew.says("1 job running\n", times=2)
     assert "now" not in crew.said.replace("to stop now", "")
     (folder / "go").touch()
@@ -185,9 +185,9 @@ def test_a_signal_to_the_whole_group_is_one_signal(start: StartCrew, folder: Pat
 def test_a_second_signal_means_now_for_all_processes(start: StartCrew, until: Until) -> None:
     crew = start("--processes", "2", "--shutdown-timeout", "forever", CREW_JOBS="hold")
     until(lambda: len(crew.ran("hold")) == 2)
-    crew.signal_all(signal.SIGINT)
+    crew.send_to_all(signal.SIGINT)
     crew.says("1 job running\n", times=2)
-    crew.signal_all(signal.SIGINT)
+    crew.send_to_all(signal.SIGINT)
     assert crew.end() == 1
     assert "stopping  now: running jobs are told to return and given back\n" in crew.said
     assert crew.said.endswith("stopped   0 done, 2 given back; 0 in all\n")
@@ -252,6 +252,7 @@ def test_processes_that_wait_stop_when_their_supervisor_is_killed(start: StartCr
     children = crew.children
     crew.popen.kill()
     until(gone(*children))
+    assert crew.said.count("its supervisor is gone\n") == 2
 
 
 def test_an_application_that_cannot_be_imported_ends_all_at_once_with_its_code(start: StartCrew, folder: Path) -> None:

@@ -77,8 +77,8 @@ async fn counters_add_up_when_a_stop_cuts_in() {
 #[test]
 fn counters_can_be_shown_by_name() {
     let counted = Counted { claims: 1, store_errors: 2, ..Counted::default() };
-    let shown: Vec<_> = counted.iter().collect();
-    assert_eq!((shown.len(), shown[0], shown[15]), (16, ("claims", 1), ("store_errors", 2)));
+    let shown: Vec<_> = counted.iter().filter(|(_, count)| *count > 0).collect();
+    assert_eq!((counted.iter().count(), shown), (16, vec![("claims", 1), ("store_errors", 2)]));
 }
 
 /// Ways in which a claimed job leaves a worker.

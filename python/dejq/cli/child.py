@@ -16,7 +16,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
 
-# In the environment: number, and file descriptors of the sockets for words and, or -1, for metrics.
+# In the environment: number, and file descriptors of the sockets for words and, if they are wanted, for metrics.
 VARIABLE = "DEJQ_CHILD"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP, NOW = b"s", b"n"
@@ -31,18 +31,20 @@ class Supervisor:
         number: Which child this is, from 1.
         metrics: File descriptor of the socket for metrics, if the supervisor wants some.
         asked: Has an entry when this process is to stop.
+        is_gone: Has it died?
     """
 
-    def __init__(self, number: int, words: int, metrics: int) -> None:
+    def __init__(self, number: int, words: int, metrics: int | None = None) -> None:
         self.number = number
-        self.metrics = None if metrics < 0 else metrics
+        self.metrics = metrics
         self.asked: SimpleQueue[None] = SimpleQueue()
         self._socket = socket.socket(fileno=words)
-        for fd in {words, metrics} - {-1}:
-            os.set_inheritable(fd, False)  # not for what handlers start
+        for fd in (words, metrics):
+            if fd is not None:
+                os.set_inheritable(fd, False)  # not for what handlers start
         self._lock = threading.Lock()
         self._hurry: Callable[[], None] | None = None
-        self._is_now = False
+        self._is_now = self.is_gone = False
         for name in STOP_SIGNALS:
             signal.signal(name, self._ask)
         # They were blocked by the supervisor, so that none was lost before.
@@ -75,6 +77,7 @@ class Supervisor:
                 if hurry is not None:
                     hurry()
             self.asked.put(None)
+        self.is_gone = True
         self.asked.put(None)
 
     def _receive(self) -> bytes:

@@ -158,16 +158,14 @@ class _Supervisor:
     # ---- processes ---------------------------------------------------------------------------------------
 
     def _start(self, number: int) -> None:
-        ours, theirs = socket.socketpair()
-        metrics, reports = socket.socketpair()
-        fds = (theirs.fileno(), reports.fileno())
-        told = (number, fds[0], -1 if self._team is None else fds[1])
+        pairs = [socket.socketpair() for _ in range(1 if self._team is None else 2)]
+        fds = [theirs.fileno() for _, theirs in pairs]
         # Blocked, signals wait in the new process until it can take them for what they are.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             popen = subprocess.Popen(  # noqa: S603  (this very command)
                 self._command(),
-                env={**os.environ, VARIABLE: ",".join(map(str, told))},
+                env={**os.environ, VARIABLE: ",".join(map(str, [number, *fds]))},
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
             )
@@ -178,12 +176,12 @@ class _Supervisor:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
-            reports.close()
-        process = self._running[number] = _Process(number, popen, ours)
+            for _, theirs in pairs:
+                theirs.close()
+        (words, _), *metrics = pairs
+        process = self._running[number] = _Process(number, popen, words)
         if self._team is not None:
-            self._team.add(number, metrics.detach())
-        metrics.close()
+            self._team.add(number, metrics[0][0].detach())
 
         def tell(what: str, more: Any) -> None:
             self._events.put((what, process, more))

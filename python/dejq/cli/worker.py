@@ -195,6 +195,8 @@ class _Child:
         self._supervisor.tell("ready", banner=banner(client.store, workers, client.heartbeat, client.types))
 
     def stopping(self, running: int, why: str | None) -> None:
+        if self._supervisor.is_gone:
+            say(f"stopping  process {self._supervisor.number}: its supervisor is gone")
         self._supervisor.tell("stopping", running=running, why=why)
 
     def stopped(self, report: dejq.StopReport, ended: int) -> None:
