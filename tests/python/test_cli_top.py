@@ -259,6 +259,31 @@ def at_any_time(line: str) -> str:
     return re.sub(r" +(\d+ (ms|s)|\d\d:\d\d:\d\d)\b", " …", line)
 
 
+@pytest.mark.parametrize(
+    ("width", "name"), [(80, "of_a_type_with_a_rathe…"), (120, "of_a_type_with_a_rather_long_name:v1")]
+)
+def test_the_name_of_a_type_leaves_room_for_its_counts(new_client: NewClient, width: int, name: str) -> None:
+    client = new_client()
+    client.enqueue(PendingJob("of_a_type_with_a_rather_long_name:v1"))
+
+    async def steps(screen: Screen) -> None:
+        line = screen.shown[4].split()
+        assert line[:2] == [name, "1"]
+        assert len(line) == 9  # "3 ms" are two
+        await screen.press("4")
+        assert f" {name[:20]}" in screen.shown[4]
+
+    watch(client, steps, size=(width, 24))
+
+
+def test_a_look_that_comes_after_the_end_is_no_error(new_client: NewClient) -> None:
+    async def steps(screen: Screen) -> None:
+        await screen.app.query("*").remove()
+        await screen.press("space")
+
+    watch(new_client(), steps)
+
+
 # ---- keys ------------------------------------------------------------------------------------------------
 
 

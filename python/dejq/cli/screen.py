@@ -22,7 +22,7 @@ from textual.widgets import DataTable, Footer, Input, Label, Sparkline, Static
 
 import dejq
 from dejq.cli.jobs import chain_of, facts, place
-from dejq.cli.looks import STYLES
+from dejq.cli.looks import NARROWEST, STYLES, cut
 from dejq.cli.rates import Rates, per_minute
 from dejq.cli.talk import scrub, since, span, visible
 from dejq.info import State
@@ -31,6 +31,8 @@ from dejq.info import State
 _JOBS = 200
 # Who only watches must not be what keeps a store busy: so much longer than a look took is the rest after it.
 _REST = 9
+# A cell of the table that nobody reads to its end.
+_LONGEST = 1000
 # Points of the curves.
 _HISTORY = 120
 
@@ -41,13 +43,15 @@ class View:
 
     Attributes:
         name: Of the key.
-        columns: Of the table; those of `_NUMBERS` stand to the right.
+        columns: Of the table; numbers stand to the right.
+        beside: How much room they take beside the name of a type, which is cut to what is left.
         state: Of the jobs in it; ``None``: it shows types.
         actions: What can be done to these jobs.
     """
 
     name: str
     columns: tuple[str, ...]
+    beside: int
     state: State | None = None
     actions: tuple[str, ...] = ()
 
@@ -55,10 +59,10 @@ class View:
 VIEWS = {
     view.name: view
     for view in (
-        View("types", ("TYPE", "READY", "SCHED", "BLOCKED", "RUN", "DONE/MIN", "FAILED", "OLDEST")),
-        View("running", ("ID", "TYPE", "FOR", "BEAT", "ATTEMPT", "CHAIN"), "running", ("cancel",)),
-        View("failed", ("ID", "TYPE", "ENDED", "CHAIN", "ERROR"), "failed", ("requeue",)),
-        View("ready", ("ID", "TYPE", "AGE", "CHAIN"), "ready", ("cancel",)),
+        View("types", ("TYPE", "READY", "SCHED", "BLOCKED", "RUN", "DONE/MIN", "FAILED", "OLDEST"), 57),
+        View("running", ("ID", "TYPE", "FOR", "BEAT", "ATTEMPT", "CHAIN"), 73, "running", ("cancel",)),
+        View("failed", ("ID", "TYPE", "ENDED", "CHAIN", "ERROR"), 82, "failed", ("requeue",)),
+        View("ready", ("ID", "TYPE", "AGE", "CHAIN"), 58, "ready", ("cancel",)),
     )
 }
 _TEXTS = ("ID", "TYPE", "ERROR")
@@ -236,6 +240,8 @@ class Top(App[None]):
 
     def _show(self, look: Look) -> None:
         self._is_looking = False
+        if not self.query("#counts"):
+            return  # the screen is being taken down
         self._trouble = look.error
         if look.stats is not None:
             self._rates.note(look.stats)
@@ -326,9 +332,10 @@ class Top(App[None]):
         table.clear(columns=True)
         for column in view.columns:
             table.add_column(column, key=column)
+        room = max(self.size.width - view.beside, NARROWEST)
         for key, row in rows.items():
             cells = [
-                Text(_safe(cell).replace("\n", " "), justify="left" if column in _TEXTS else "right",
+                Text(cut(_safe(cell).replace("\n", " "), room if column == "TYPE" else _LONGEST), justify="left" if column in _TEXTS else "right",
                      style=STYLES["failed"] if column == "FAILED" and cell not in ("0", "–") else "")
                 for column, cell in zip(view.columns, row, strict=True)
             ]  # fmt: skip
