@@ -67,6 +67,13 @@ def test_it_is_of_the_last_minute(clock: Clock) -> None:
     assert rates.finished() == 60
 
 
+def test_the_last_look_before_that_minute_counts(clock: Clock) -> None:
+    rates = Rates(clock)
+    for second, finished in ((0, 0), (50, 100), (100, 100)):
+        note(rates, clock, second, stats(finished))
+    assert rates.finished() == 60
+
+
 def test_looks_that_are_more_than_a_minute_apart_are_compared_all_the_same(clock: Clock) -> None:
     rates = Rates(clock)
     note(rates, clock, 0, stats(0))

@@ -377,7 +377,8 @@ def test_a_slow_store_is_left_alone_for_longer(new_client: NewClient, monkeypatc
     client = new_client()
 
     async def steps(screen: Screen) -> None:
-        monkeypatch.setattr(screen.app, "_next_look", time.monotonic() + NEVER)
+        monkeypatch.setattr("dejq.cli.screen._REST", 1e9)
+        await screen.press("space")
         client.enqueue(PendingJob("late"))
         screen.app._look_again()
         await screen.settle()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import ClassVar
 
+from rich.console import JustifyMethod
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
@@ -334,11 +335,12 @@ class Top(App[None]):
             table.add_column(column, key=column)
         room = max(self.size.width - view.beside, NARROWEST)
         for key, row in rows.items():
-            cells = [
-                Text(cut(_safe(cell).replace("\n", " "), room if column == "TYPE" else _LONGEST), justify="left" if column in _TEXTS else "right",
-                     style=STYLES["failed"] if column == "FAILED" and cell not in ("0", "–") else "")
-                for column, cell in zip(view.columns, row, strict=True)
-            ]  # fmt: skip
+            cells = []
+            for column, cell in zip(view.columns, row, strict=True):
+                text = cut(_safe(cell).replace("\n", " "), room if column == "TYPE" else _LONGEST)
+                is_bad = column == "FAILED" and cell not in ("0", "–")
+                justify: JustifyMethod = "left" if column in _TEXTS else "right"
+                cells.append(Text(text, justify=justify, style=STYLES["failed"] if is_bad else ""))
             table.add_row(*cells, key=key)
         if chosen in rows:
             table.move_cursor(row=table.get_row_index(chosen), scroll=False)
