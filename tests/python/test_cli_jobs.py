@@ -271,6 +271,7 @@ DONE = {"requeue": "requeued", "cancel": "cancelled", "finish": "finished"}
         (["requeue", "--state", "scheduled"], ["failed", "failed", "cancelled", "ready", "ready"]),
         (["requeue", "--state", "failed", "--limit", "1"], ["ready", "failed", "cancelled", "ready", "scheduled"]),
         (["cancel", "--type", "good"], ["failed", "failed", "cancelled", "cancelled", "cancelled"]),
+        (["cancel", "--type", "good", "--limit", "1"], ["failed", "failed", "cancelled", "cancelled", "scheduled"]),
         (["cancel", "--state", "ready"], ["failed", "failed", "cancelled", "cancelled", "scheduled"]),
         (["finish", "--older-than", "0"], ["failed", "failed", "cancelled", "finished", "finished"]),
         (["cancel", "--older-than", "1h"], ["failed", "failed", "cancelled", "ready", "scheduled"]),

@@ -411,6 +411,28 @@ def test_a_store_that_goes_away_and_comes_back(new_client: NewClient, monkeypatc
     watch(client, steps)
 
 
+def test_an_error_of_one_look_takes_nothing_off_the_screen(
+    client: dejq.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (failed,) = client.list_jobs(state="failed")
+
+    async def steps(screen: Screen) -> None:
+        await screen.press("3")
+        with monkeypatch.context() as broken:
+
+            def list_jobs(*_: object, **__: object) -> list[dejq.JobInfo]:
+                raise dejq.BackendUnavailable("nobody answers")
+
+            broken.setattr(dejq.Client, "list_jobs", list_jobs)
+            await screen.press("space")
+            assert "DEJQ-E200 nobody answers" in screen.text
+            assert failed.id in screen.text
+        await screen.press("space")
+        assert "DEJQ-E200" not in screen.text
+
+    watch(client, steps)
+
+
 # ---- on a terminal ---------------------------------------------------------------------------------------
 
 LIVE = """

@@ -74,6 +74,7 @@ class Look:
     """What one look at the store has brought."""
 
     view: View
+    filter: str
     stats: dejq.Stats | None = None
     jobs: list[dejq.JobInfo] = field(default_factory=list)
     # Why there is nothing to see: all of it, or of the jobs.
@@ -221,7 +222,7 @@ class Top(App[None]):
     @work(thread=True, group="look")
     def _look(self, view: View, filter: str) -> None:
         began = time.monotonic()
-        look = Look(view)
+        look = Look(view, filter)
         try:
             look.stats = self._client.stats()
             if view.state is not None:
@@ -248,15 +249,16 @@ class Top(App[None]):
             self._rates.note(look.stats)
             self._show_counts(look.stats)
         self._show_head()
-        if look.view is not self.view:
-            # Another one was chosen meanwhile.
+        if (look.view, look.filter) != (self.view, self._filter):
+            # Something else was chosen meanwhile.
             self.action_look()
             return
         message = look.error or look.no_jobs
-        if look.stats is not None and not look.no_jobs:
+        # After an error, what was known last stays.
+        if look.stats is not None and not message:
             rows = self._type_rows(look.stats) if look.view.state is None else self._job_rows(look)
             self._show_rows(look.view, rows)
-            message = message or ("" if rows else self._why_nothing(look))
+            message = "" if rows else self._why_nothing(look)
         self._say(message)
         self.query_one(Table).set_class(bool(look.no_jobs), "hidden")
 
@@ -361,7 +363,8 @@ class Top(App[None]):
 
     def action_view(self, name: str) -> None:
         """Shows types, or jobs in a state."""
-        self.view = VIEWS[name]
+        self.view, self._jobs = VIEWS[name], {}
+        self.query_one(Table).clear()
         self.refresh_bindings()
         self._say("…")
         self.action_look()
