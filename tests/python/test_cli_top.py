@@ -18,7 +18,7 @@ from textual.pilot import Pilot
 import dejq
 import servers
 from dejq import PendingJob, testing
-from dejq.cli.screen import Top
+from dejq.cli.screen import Table, Top
 from python.commands import CANARY, SECONDS, command
 from python.terminal import Terminal
 
@@ -54,11 +54,14 @@ class Screen:
         await self.settle()
 
     async def settle(self) -> None:
-        """Until nothing is under way."""
+        """Until nothing is under way, nor are columns that have not got their widths."""
         await self._pilot.pause()
-        while self.app.workers._workers:
+        while self.app.workers._workers or any(
+            table._require_update_dimensions or table._updated_cells for table in self.app.query(Table)
+        ):
             await self.app.workers.wait_for_complete()
             await self._pilot.pause()
+        await self._pilot.pause()
 
     async def wait_for(self, text: str) -> None:
         end = time.monotonic() + SECONDS
