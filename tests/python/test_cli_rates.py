@@ -14,16 +14,12 @@ from python.commands import SECONDS, command
 
 pytest_plugins = ["python.command_line"]
 
-UNKNOWN: dict[str, Any] = dict.fromkeys(
-    ("ready", "scheduled", "blocked", "running", "finished", "failed", "cancelled", "oldest_ready")
-)
+UNKNOWN: dict[str, Any] = dict.fromkeys(("ready", "scheduled", "blocked", "running", "cancelled", "oldest_ready"))
 
 
 def stats(finished: int | None, failed: int | None = 0, **by_type: int) -> dejq.Stats:
-    types = {name: dejq.TypeStats(**UNKNOWN | {"finished": ends, "failed": 0}) for name, ends in by_type.items()}
-    return dejq.Stats(
-        **UNKNOWN | {"finished": finished, "failed": failed}, enqueued_jobs=0, by_type=types, workers=None
-    )
+    types = {name: dejq.TypeStats(finished=ends, failed=0, **UNKNOWN) for name, ends in by_type.items()}
+    return dejq.Stats(finished=finished, failed=failed, enqueued_jobs=0, by_type=types, workers=None, **UNKNOWN)
 
 
 class Clock:
