@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -270,6 +271,7 @@ DONE = {"requeue": "requeued", "cancel": "cancelled", "finish": "finished"}
         (["requeue", "--state", "scheduled"], ["failed", "failed", "cancelled", "ready", "ready"]),
         (["requeue", "--state", "failed", "--limit", "1"], ["ready", "failed", "cancelled", "ready", "scheduled"]),
         (["cancel", "--type", "good"], ["failed", "failed", "cancelled", "cancelled", "cancelled"]),
+        (["cancel", "--type", "good", "--limit", "1"], ["failed", "failed", "cancelled", "cancelled", "scheduled"]),
         (["cancel", "--state", "ready"], ["failed", "failed", "cancelled", "cancelled", "scheduled"]),
         (["finish", "--older-than", "0"], ["failed", "failed", "cancelled", "finished", "finished"]),
         (["cancel", "--older-than", "1h"], ["failed", "failed", "cancelled", "ready", "scheduled"]),
@@ -388,6 +390,21 @@ def test_cleanup_deletes_what_ended_before_that(store: Store) -> None:
     assert store("cleanup", "--older-than", "0", "--batch", "1") == Ran(0, "", "deleted 2 jobs\n")
     assert states(store) == ["scheduled"]
     assert json.loads(store("cleanup", "--older-than", "0", "--json").out) == {"deleted": 0}
+
+
+def test_a_dry_run_of_cleanup_counts_from_the_end_of_a_job_not_from_its_enqueue(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = dejq.memory()
+    (id,) = client.enqueue(PendingJob("good"))
+    client.finish_job(id)
+    job = client.get_job(id)
+    assert job.finished_at is not None
+    ended = [replace(job, finished_at=job.finished_at - timedelta(hours=hours)) for hours in (0, 1, 3)]
+    pages = {"finished": ended}
+    monkeypatch.setattr(dejq.Client, "list_jobs", lambda client, *, state, **_: pages.get(state, []))
+    ran = run("cleanup", "--older-than", "2h", "--dry-run", "--url", "memory://")
+    assert ran == Ran(0, "", "would delete 1 job; nothing was done\n")
 
 
 def test_cleanup_needs_to_know_what_is_old(run: Run) -> None:

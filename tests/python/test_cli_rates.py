@@ -14,16 +14,12 @@ from python.commands import SECONDS, command
 
 pytest_plugins = ["python.command_line"]
 
-UNKNOWN: dict[str, Any] = dict.fromkeys(
-    ("ready", "scheduled", "blocked", "running", "finished", "failed", "cancelled", "oldest_ready")
-)
+UNKNOWN: dict[str, Any] = dict.fromkeys(("ready", "scheduled", "blocked", "running", "cancelled", "oldest_ready"))
 
 
 def stats(finished: int | None, failed: int | None = 0, **by_type: int) -> dejq.Stats:
-    types = {name: dejq.TypeStats(**UNKNOWN | {"finished": ends, "failed": 0}) for name, ends in by_type.items()}
-    return dejq.Stats(
-        **UNKNOWN | {"finished": finished, "failed": failed}, enqueued_jobs=0, by_type=types, workers=None
-    )
+    types = {name: dejq.TypeStats(finished=ends, failed=0, **UNKNOWN) for name, ends in by_type.items()}
+    return dejq.Stats(finished=finished, failed=failed, enqueued_jobs=0, by_type=types, workers=None, **UNKNOWN)
 
 
 class Clock:
@@ -64,6 +60,13 @@ def test_it_is_of_the_last_minute(clock: Clock) -> None:
     for second in range(0, 121, 10):
         # Fast at first, and then slow.
         note(rates, clock, second, stats(min(second, 60) * 100 + second))
+    assert rates.finished() == 60
+
+
+def test_the_last_look_before_that_minute_counts(clock: Clock) -> None:
+    rates = Rates(clock)
+    for second, finished in ((0, 0), (50, 100), (100, 100)):
+        note(rates, clock, second, stats(finished))
     assert rates.finished() == 60
 
 

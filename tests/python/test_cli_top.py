@@ -18,7 +18,7 @@ from textual.pilot import Pilot
 import dejq
 import servers
 from dejq import PendingJob, testing
-from dejq.cli.screen import Top
+from dejq.cli.screen import Table, Top
 from python.commands import CANARY, SECONDS, command
 from python.terminal import Terminal
 
@@ -54,11 +54,14 @@ class Screen:
         await self.settle()
 
     async def settle(self) -> None:
-        """Until nothing is under way."""
+        """Until nothing is under way, nor are columns that have not got their widths."""
         await self._pilot.pause()
-        while self.app.workers._workers:
+        while self.app.workers._workers or any(
+            table._require_update_dimensions or table._updated_cells for table in self.app.query(Table)
+        ):
             await self.app.workers.wait_for_complete()
             await self._pilot.pause()
+        await self._pilot.pause()
 
     async def wait_for(self, text: str) -> None:
         end = time.monotonic() + SECONDS
@@ -259,6 +262,31 @@ def at_any_time(line: str) -> str:
     return re.sub(r" +(\d+ (ms|s)|\d\d:\d\d:\d\d)\b", " …", line)
 
 
+@pytest.mark.parametrize(
+    ("width", "name"), [(80, "of_a_type_with_a_rathe…"), (120, "of_a_type_with_a_rather_long_name:v1")]
+)
+def test_the_name_of_a_type_leaves_room_for_its_counts(new_client: NewClient, width: int, name: str) -> None:
+    client = new_client()
+    client.enqueue(PendingJob("of_a_type_with_a_rather_long_name:v1"))
+
+    async def steps(screen: Screen) -> None:
+        line = screen.shown[4].split()
+        assert line[:2] == [name, "1"]
+        assert len(line) == 9  # "3 ms" are two
+        await screen.press("4")
+        assert f" {name[:20]}" in screen.shown[4]
+
+    watch(client, steps, size=(width, 24))
+
+
+def test_a_look_that_comes_after_the_end_is_no_error(new_client: NewClient) -> None:
+    async def steps(screen: Screen) -> None:
+        await screen.app.query("*").remove()
+        await screen.press("space")
+
+    watch(new_client(), steps)
+
+
 # ---- keys ------------------------------------------------------------------------------------------------
 
 
@@ -352,7 +380,8 @@ def test_a_slow_store_is_left_alone_for_longer(new_client: NewClient, monkeypatc
     client = new_client()
 
     async def steps(screen: Screen) -> None:
-        monkeypatch.setattr(screen.app, "_next_look", time.monotonic() + NEVER)
+        monkeypatch.setattr("dejq.cli.screen._REST", 1e9)
+        await screen.press("space")
         client.enqueue(PendingJob("late"))
         screen.app._look_again()
         await screen.settle()
@@ -380,6 +409,28 @@ def test_a_store_that_goes_away_and_comes_back(new_client: NewClient, monkeypatc
             assert "good" in screen.text
         await screen.press("space")
         assert "● every" in screen.shown[0]
+        assert "DEJQ-E200" not in screen.text
+
+    watch(client, steps)
+
+
+def test_an_error_of_one_look_takes_nothing_off_the_screen(
+    client: dejq.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (failed,) = client.list_jobs(state="failed")
+
+    async def steps(screen: Screen) -> None:
+        await screen.press("3")
+        with monkeypatch.context() as broken:
+
+            def list_jobs(*_: object, **__: object) -> list[dejq.JobInfo]:
+                raise dejq.BackendUnavailable("nobody answers")
+
+            broken.setattr(dejq.Client, "list_jobs", list_jobs)
+            await screen.press("space")
+            assert "DEJQ-E200 nobody answers" in screen.text
+            assert failed.id in screen.text
+        await screen.press("space")
         assert "DEJQ-E200" not in screen.text
 
     watch(client, steps)

@@ -32,7 +32,7 @@ STYLES = {
 
 _GAP = "  "
 # What is left of a column that gives way.
-_NARROWEST = 8
+NARROWEST = 12
 
 
 class Column(NamedTuple):
@@ -100,10 +100,10 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int 
                 widths[place] = 0
         for place, column in reversed(list(enumerate(columns))):
             if column.gives_way and (excess := too_much()) > 0:
-                widths[place] = max(widths[place] - excess, min(_NARROWEST, widths[place]))
+                widths[place] = max(widths[place] - excess, min(NARROWEST, widths[place]))
     for row in table:
         line = [
-            _cut(cell, size).rjust(size) if column.is_number else _cut(cell, size).ljust(size)
+            cut(cell, size).rjust(size) if column.is_number else cut(cell, size).ljust(size)
             for column, cell, size in zip(columns, row, widths, strict=True)
             if size
         ]
@@ -112,7 +112,7 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int 
         for cell in line[1:]:
             room -= len(parts[-1]) + len(_GAP)
             if room > 0:
-                parts += [_GAP, _cut(cell, room)]
+                parts += [_GAP, cut(cell, room)]
         yield parts
 
 
@@ -120,11 +120,12 @@ def _wrapped(rows: Sequence[list[str]], width: int) -> Iterator[list[str]]:
     """Rows whose last cells fit, and further ones with what did not."""
     before = sum(max(map(len, cells)) + len(_GAP) for cells in list(zip(*rows, strict=True))[:-1])
     for row in rows:
-        for place, part in enumerate(textwrap.wrap(row[-1], max(width - before, 2 * _NARROWEST))):
+        for place, part in enumerate(textwrap.wrap(row[-1], max(width - before, 2 * NARROWEST))):
             yield [*("" if place else cell for cell in row[:-1]), part]
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """What fits into a width, with a sign that there is more."""
     return text if len(text) <= width else text[: max(width - 1, 0)] + "…" * (width > 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -110,8 +110,8 @@ def _operate(operation: Operation, given: argparse.Namespace) -> int:
         wrong = "and not both" if by_filter else f"for example: dejq {operation.verb} --state {operation.usual[0]}"
         raise CommandError(f"{operation.verb} takes the ids of jobs or a filter, {wrong}")
     client = client_of(given)
-    # In the order given; twice the same is once.
-    ids = list(_fitting(client, operation, given)) if by_filter else list(dict.fromkeys(given.ids))[: given.limit]
+    # Of ids, twice the same is once.
+    ids = _fitting(client, operation, given) if by_filter else list(dict.fromkeys(given.ids))[: given.limit]
     if given.dry_run:
         return _say_what_would_be(client, operation, ids, given)
     if by_filter and ids and not given.yes and not _agreed(f"{operation.verb} {count(len(ids), 'job')}?"):
@@ -157,7 +157,7 @@ def _left(refused: dict[str, str]) -> str:
     return f"; {len(refused):,} could not be, the first one because: {first}"
 
 
-def _fitting(client: dejq.Client, operation: Operation, given: argparse.Namespace) -> Iterator[str]:
+def _fitting(client: dejq.Client, operation: Operation, given: argparse.Namespace) -> list[str]:
     """Ids of the jobs that fit now, in the order in which they are to be worked through."""
     states = (cast(State, given.state),) if given.state else operation.usual
     found: list[str] = []
@@ -167,7 +167,8 @@ def _fitting(client: dejq.Client, operation: Operation, given: argparse.Namespac
                 found += [job.id for job in page]
                 progress(len(found))
     # An id begins with the time at which it was made.
-    return iter(sorted(found, reverse=operation.backwards)[: given.limit])
+    first = sorted(found)[: given.limit]
+    return first[::-1] if operation.backwards else first
 
 
 def _say_what_would_be(client: dejq.Client, operation: Operation, ids: list[str], given: argparse.Namespace) -> int:

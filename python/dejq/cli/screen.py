@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import ClassVar
 
+from rich.console import JustifyMethod
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
@@ -23,7 +24,7 @@ from textual.widgets import DataTable, Footer, Input, Label, Sparkline, Static
 import dejq
 from dejq._secrets import scrub
 from dejq.cli.jobs import chain_of, facts, place
-from dejq.cli.looks import STYLES
+from dejq.cli.looks import NARROWEST, STYLES, cut
 from dejq.cli.rates import Rates, per_minute
 from dejq.cli.talk import since, span, visible
 from dejq.info import State
@@ -32,6 +33,8 @@ from dejq.info import State
 _JOBS = 200
 # Who only watches must not be what keeps a store busy: so much longer than a look took is the rest after it.
 _REST = 9
+# A cell of the table that nobody reads to its end.
+_LONGEST = 1000
 # Points of the curves.
 _HISTORY = 120
 
@@ -42,13 +45,15 @@ class View:
 
     Attributes:
         name: Of the key.
-        columns: Of the table; those of `_NUMBERS` stand to the right.
+        columns: Of the table; numbers stand to the right.
+        beside: How much room they take beside the name of a type, which is cut to what is left.
         state: Of the jobs in it; ``None``: it shows types.
         actions: What can be done to these jobs.
     """
 
     name: str
     columns: tuple[str, ...]
+    beside: int
     state: State | None = None
     actions: tuple[str, ...] = ()
 
@@ -56,10 +61,10 @@ class View:
 VIEWS = {
     view.name: view
     for view in (
-        View("types", ("TYPE", "READY", "SCHED", "BLOCKED", "RUN", "DONE/MIN", "FAILED", "OLDEST")),
-        View("running", ("ID", "TYPE", "FOR", "BEAT", "ATTEMPT", "CHAIN"), "running", ("cancel",)),
-        View("failed", ("ID", "TYPE", "ENDED", "CHAIN", "ERROR"), "failed", ("requeue",)),
-        View("ready", ("ID", "TYPE", "AGE", "CHAIN"), "ready", ("cancel",)),
+        View("types", ("TYPE", "READY", "SCHED", "BLOCKED", "RUN", "DONE/MIN", "FAILED", "OLDEST"), 57),
+        View("running", ("ID", "TYPE", "FOR", "BEAT", "ATTEMPT", "CHAIN"), 73, "running", ("cancel",)),
+        View("failed", ("ID", "TYPE", "ENDED", "CHAIN", "ERROR"), 82, "failed", ("requeue",)),
+        View("ready", ("ID", "TYPE", "AGE", "CHAIN"), 58, "ready", ("cancel",)),
     )
 }
 _TEXTS = ("ID", "TYPE", "ERROR")
@@ -70,6 +75,7 @@ class Look:
     """What one look at the store has brought."""
 
     view: View
+    filter: str
     stats: dejq.Stats | None = None
     jobs: list[dejq.JobInfo] = field(default_factory=list)
     # Why there is nothing to see: all of it, or of the jobs.
@@ -217,7 +223,7 @@ class Top(App[None]):
     @work(thread=True, group="look")
     def _look(self, view: View, filter: str) -> None:
         began = time.monotonic()
-        look = Look(view)
+        look = Look(view, filter)
         try:
             look.stats = self._client.stats()
             if view.state is not None:
@@ -237,20 +243,23 @@ class Top(App[None]):
 
     def _show(self, look: Look) -> None:
         self._is_looking = False
+        if not self.query("#counts"):
+            return  # the screen is being taken down
         self._trouble = look.error
         if look.stats is not None:
             self._rates.note(look.stats)
             self._show_counts(look.stats)
         self._show_head()
-        if look.view is not self.view:
-            # Another one was chosen meanwhile.
+        if (look.view, look.filter) != (self.view, self._filter):
+            # Something else was chosen meanwhile.
             self.action_look()
             return
         message = look.error or look.no_jobs
-        if look.stats is not None and not look.no_jobs:
+        # After an error, what was known last stays.
+        if look.stats is not None and not message:
             rows = self._type_rows(look.stats) if look.view.state is None else self._job_rows(look)
             self._show_rows(look.view, rows)
-            message = message or ("" if rows else self._why_nothing(look))
+            message = "" if rows else self._why_nothing(look)
         self._say(message)
         self.query_one(Table).set_class(bool(look.no_jobs), "hidden")
 
@@ -327,12 +336,14 @@ class Top(App[None]):
         table.clear(columns=True)
         for column in view.columns:
             table.add_column(column, key=column)
+        room = max(self.size.width - view.beside, NARROWEST)
         for key, row in rows.items():
-            cells = [
-                Text(_safe(cell).replace("\n", " "), justify="left" if column in _TEXTS else "right",
-                     style=STYLES["failed"] if column == "FAILED" and cell not in ("0", "–") else "")
-                for column, cell in zip(view.columns, row, strict=True)
-            ]  # fmt: skip
+            cells = []
+            for column, cell in zip(view.columns, row, strict=True):
+                text = cut(_safe(cell).replace("\n", " "), room if column == "TYPE" else _LONGEST)
+                is_bad = column == "FAILED" and cell not in ("0", "–")
+                justify: JustifyMethod = "left" if column in _TEXTS else "right"
+                cells.append(Text(text, justify=justify, style=STYLES["failed"] if is_bad else ""))
             table.add_row(*cells, key=key)
         if chosen in rows:
             table.move_cursor(row=table.get_row_index(chosen), scroll=False)
@@ -353,7 +364,8 @@ class Top(App[None]):
 
     def action_view(self, name: str) -> None:
         """Shows types, or jobs in a state."""
-        self.view = VIEWS[name]
+        self.view, self._jobs = VIEWS[name], {}
+        self.query_one(Table).clear()
         self.refresh_bindings()
         self._say("…")
         self.action_look()
