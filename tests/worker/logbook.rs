@@ -31,5 +31,5 @@ pub fn about(id: JobId) -> Vec<String> {
 /// Under the book's lock, so that no line is on its way from the ring to the book when somebody looks.
 fn copy(book: &mut Vec<(JobId, String)>) {
     let (records, _) = log::read();
-    book.extend(records.into_iter().filter_map(|record| Some((record.job?.0, record.message))));
+    book.extend(records.into_iter().filter_map(|record| Some((record.job?.id, record.message))));
 }
