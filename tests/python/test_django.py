@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -434,13 +435,10 @@ def test_the_worker_refuses_a_backend_of_another_kind(tasks: Any, monkeypatch: p
 
 
 MANAGE = """
-import os
 import sys
 
 from django.core.management import execute_from_command_line
 
-os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
-sys.path.insert(0, {tests!r})
 execute_from_command_line(sys.argv)
 """
 
@@ -468,13 +466,14 @@ USE_TZ = True
 
 
 def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_url: str, pg_schema: str) -> None:
-    (tmp_path / "manage.py").write_text(MANAGE.format(tests=str(HERE.parent)))
+    (tmp_path / "manage.py").write_text(MANAGE)
     (tmp_path / "settings.py").write_text(SETTINGS.format(url=pg_url, schema=pg_schema))
 
-    def manage(*words: str) -> subprocess.CompletedProcess[str]:
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEJQ_")}
+        environment |= {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(HERE.parent)}
         return subprocess.run(
-            [sys.executable, "manage.py", *words],
+            [sys.executable, *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -482,6 +481,9 @@ def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_
             timeout=60,
             check=False,
         )
+
+    def manage(*words: str) -> subprocess.CompletedProcess[str]:
+        return python("manage.py", *words)
 
     try:
         assert manage("check").returncode == 0
@@ -498,6 +500,11 @@ def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_
         assert unknown.returncode == 2
         assert "no 'late'; it has default, mail" in unknown.stderr
         assert "Traceback" not in unknown.stderr
+        stats = python("-m", "dejq", "stats", "--json", "--app", "dejq.contrib.django.worker:client")
+        assert json.loads(stats.stdout)["by_type"].keys() == {
+            "python.shop.tasks.ship",
+            "mail/python.shop.tasks.mail",
+        }, stats
         with dejq.postgres(pg_url, schema=pg_schema) as client:
             assert client.get_job(id).state == "finished"
             assert [job.type for job in client.list_jobs(state="ready")] == ["mail/python.shop.tasks.mail"]
