@@ -461,12 +461,24 @@ TASKS = {{
         "OPTIONS": {{"database": "default", "schema": {schema!r}}},
     }}
 }}
+ROOT_URLCONF = "urls"
 USE_TZ = True
+"""
+
+URLS = """
+from python.django_project import task
+
+urlpatterns = []
+
+
+@task
+def defined_beside_the_views() -> None: ...
 """
 
 
 def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_url: str, pg_schema: str) -> None:
     (tmp_path / "manage.py").write_text(MANAGE)
+    (tmp_path / "urls.py").write_text(URLS)
     (tmp_path / "settings.py").write_text(SETTINGS.format(url=pg_url, schema=pg_schema))
 
     def python(*words: str) -> subprocess.CompletedProcess[str]:
@@ -500,6 +512,8 @@ def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_
         assert unknown.returncode == 2
         assert "no 'late'; it has default, mail" in unknown.stderr
         assert "Traceback" not in unknown.stderr
+        doctor = python("-m", "dejq", "doctor", "dejq.contrib.django.worker:client")
+        assert "urls.defined_beside_the_views" in doctor.stdout, doctor
         stats = python("-m", "dejq", "stats", "--json", "--app", "dejq.contrib.django.worker:client")
         assert json.loads(stats.stdout)["by_type"].keys() == {
             "python.shop.tasks.ship",
