@@ -70,17 +70,13 @@ test-rust: $(VENV)/.servers ## the core: units, conformance on real servers, wor
 
 .PHONY: test-python
 test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against the installed wheel and real servers
-	python tests/servers.py --pgbouncer -- python -m pytest --ignore-glob='*/test_sqs*' -k 'not elasticmq'
+	python tests/servers.py --pgbouncer -- python -m pytest
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only postgres --pgbouncer -- python -m pytest $(POSTGRES_TESTS)
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only redis -- python -m pytest $(REDIS_TESTS)
 
 .PHONY: test-django
-test-django: $(VENV)/.servers $(DJANGO)/.installed ## Django 6, on Python 3.12 or newer; what Django's own tasks framework asks of us
+test-django: $(VENV)/.servers $(DJANGO)/.installed ## Django 6 and its tasks framework, which need Python 3.12; the suite above has Django 5.2 and the backport
 	python tests/servers.py --only postgres -- $(DJANGO)/bin/python -m pytest tests/python/test_django.py
-
-.PHONY: test-sqs
-test-sqs: $(VENV)/.dev $(VENV)/.servers install ## SQS on two emulators, with Java and Maven; joins `make test` when SQS leaves its preview
-	python tests/servers.py --only sqs,elasticmq -- python -m pytest tests/python/test_sqs*.py tests/python/test_servers.py
 
 ## ---- numbers ----
 
