@@ -387,6 +387,20 @@ def test_the_system_check_finds_options_that_are_wrong(shop: Shop, tasks: Any) -
     assert "nonsense" in error.msg
 
 
+def test_without_a_tasks_framework_it_says_where_to_get_one() -> None:
+    program = (
+        "import sys, django\n"
+        "django.VERSION = (5, 2, 0, 'final', 0)\n"
+        "sys.modules['django_tasks'] = None\n"
+        "import dejq.contrib.django._tasks"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=HERE.parent
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.rstrip().endswith("upgrade to Django 6, or pip install django-tasks")
+
+
 # ---- manage.py -----------------------------------------------------------------------------------------------
 
 
