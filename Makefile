@@ -80,7 +80,7 @@ test-python: $(VENV)/.dev $(VENV)/.servers install ## the Python suite, against 
 	DEJQ_TEST_SERVERS=system python tests/servers.py --only redis -- python -m pytest $(REDIS_TESTS)
 
 .PHONY: test-django
-test-django: $(VENV)/.servers $(DJANGO)/.installed ## Django 6, on Python 3.12 or newer; what Django's own tasks framework asks of us
+test-django: $(VENV)/.servers $(DJANGO)/.installed ## Django 6 and its tasks framework, which need Python 3.12; the suite above has Django 5.2 and the backport
 	python tests/servers.py --only postgres -- $(DJANGO)/bin/python -m pytest tests/python/test_django.py
 
 .PHONY: soak-short

@@ -57,10 +57,12 @@ if __name__ == "__main__":
 
     with TestClient(app) as browser:
         answer = browser.post("/signup", params={"email": "ada@example.org"})
-        print(answer.status_code, list(answer.json()))
+        print(answer.status_code)
+        while browser.get(f"/jobs/{answer.json()['job']}").json() != {"state": "finished"}:
+            pass
         print(browser.get("/jobs/nonsense").status_code)
 
 # Prints, in any order:
-# 202 ['job']
-# 404
+# 202
 # sending 'Welcome' to ada@example.org
+# 404

@@ -9,7 +9,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -271,7 +271,7 @@ class Client:
     def _enqueue(
         self, jobs: tuple[_native.PendingJob[Any], ...], on_failure: OnFailure, connection: object | None
     ) -> list[str]:
-        with _middleware.sending(self._enqueue_middleware, jobs) as jobs:
+        with self._sending(jobs) as jobs:
             if connection is None:
                 return self._native.enqueue(jobs, _cancels_rest(on_failure))
             statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
@@ -299,7 +299,7 @@ class Client:
                 return self.enqueue(*jobs, on_failure=on_failure)
             if not self._enqueue_middleware:
                 return await self._ask_enqueue(jobs, on_failure)
-        with _middleware.sending(self._enqueue_middleware, jobs) as jobs:
+        with self._sending(jobs) as jobs:
             if connection is None:
                 return await self._ask_enqueue(jobs, on_failure)
             statement = self._native.enqueue_statement(jobs, _cancels_rest(on_failure))
@@ -324,14 +324,16 @@ class Client:
 
         Returns and raises as `enqueue`; the ids of all jobs come in one list.
         """
-        if self._enqueue_middleware:
-            with _middleware.sending(self._enqueue_middleware, chains) as chains:
-                ids = self._native.enqueue_many(chains, _cancels_rest(on_failure))
-        else:
+        with self._sending(chains) as chains:
             ids = self._native.enqueue_many(chains, _cancels_rest(on_failure))
         if self._inline:
             self._native.run_inline(_threads.run_coroutine)
         return ids
+
+    def _sending(self, chains: Any) -> AbstractContextManager[Any]:
+        if not self._enqueue_middleware:
+            return nullcontext(chains)
+        return _middleware.sending(self._enqueue_middleware, chains)
 
     # ---- work ------------------------------------------------------------------------------------------
 

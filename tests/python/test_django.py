@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -386,6 +387,20 @@ def test_the_system_check_finds_options_that_are_wrong(shop: Shop, tasks: Any) -
     assert "nonsense" in error.msg
 
 
+def test_without_a_tasks_framework_it_says_where_to_get_one() -> None:
+    program = (
+        "import sys, django\n"
+        "django.VERSION = (5, 2, 0, 'final', 0)\n"
+        "sys.modules['django_tasks'] = None\n"
+        "import dejq.contrib.django._tasks"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=HERE.parent
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.rstrip().endswith("upgrade to Django 6, or pip install django-tasks")
+
+
 # ---- manage.py -----------------------------------------------------------------------------------------------
 
 
@@ -434,13 +449,10 @@ def test_the_worker_refuses_a_backend_of_another_kind(tasks: Any, monkeypatch: p
 
 
 MANAGE = """
-import os
 import sys
 
 from django.core.management import execute_from_command_line
 
-os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
-sys.path.insert(0, {tests!r})
 execute_from_command_line(sys.argv)
 """
 
@@ -463,18 +475,31 @@ TASKS = {{
         "OPTIONS": {{"database": "default", "schema": {schema!r}}},
     }}
 }}
+ROOT_URLCONF = "urls"
 USE_TZ = True
+"""
+
+URLS = """
+from python.django_project import task
+
+urlpatterns = []
+
+
+@task
+def defined_beside_the_views() -> None: ...
 """
 
 
 def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_url: str, pg_schema: str) -> None:
-    (tmp_path / "manage.py").write_text(MANAGE.format(tests=str(HERE.parent)))
+    (tmp_path / "manage.py").write_text(MANAGE)
+    (tmp_path / "urls.py").write_text(URLS)
     (tmp_path / "settings.py").write_text(SETTINGS.format(url=pg_url, schema=pg_schema))
 
-    def manage(*words: str) -> subprocess.CompletedProcess[str]:
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEJQ_")}
+        environment |= {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(HERE.parent)}
         return subprocess.run(
-            [sys.executable, "manage.py", *words],
+            [sys.executable, *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -482,6 +507,9 @@ def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_
             timeout=60,
             check=False,
         )
+
+    def manage(*words: str) -> subprocess.CompletedProcess[str]:
+        return python("manage.py", *words)
 
     try:
         assert manage("check").returncode == 0
@@ -498,6 +526,13 @@ def test_a_project_of_its_own_needs_nothing_but_its_settings(tmp_path: Path, pg_
         assert unknown.returncode == 2
         assert "no 'late'; it has default, mail" in unknown.stderr
         assert "Traceback" not in unknown.stderr
+        doctor = python("-m", "dejq", "doctor", "dejq.contrib.django.worker:client")
+        assert "urls.defined_beside_the_views" in doctor.stdout, doctor
+        stats = python("-m", "dejq", "stats", "--json", "--app", "dejq.contrib.django.worker:client")
+        assert json.loads(stats.stdout)["by_type"].keys() == {
+            "python.shop.tasks.ship",
+            "mail/python.shop.tasks.mail",
+        }, stats
         with dejq.postgres(pg_url, schema=pg_schema) as client:
             assert client.get_job(id).state == "finished"
             assert [job.type for job in client.list_jobs(state="ready")] == ["mail/python.shop.tasks.mail"]

@@ -576,3 +576,15 @@ def test_jobs_in_the_callers_transaction_get_the_headers_too(pg_client: Callable
     with psycopg.connect(pg_url) as connection:
         ids = client.enqueue(PendingJob("t"), connection=connection)
     assert headers_of(client, ids) == [{"tenant": "a"}]
+
+
+def test_inline_runs_nothing_for_jobs_that_are_not_committed_yet(pg_client: Callable[..., Client], pg_url: str) -> None:
+    import psycopg
+
+    client = pg_client()
+    ran: list[Job] = []
+    client.register_handler("t", ran.append)
+    client.enqueue(PendingJob("t"))
+    with testing.inline(client), psycopg.connect(pg_url) as connection:
+        client.enqueue(PendingJob("t"), connection=connection)
+        assert ran == []

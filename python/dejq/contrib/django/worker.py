@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Collection
+from importlib import import_module
 from inspect import iscoroutinefunction
 from typing import Any
 
 import django
 from asgiref.sync import sync_to_async
 from django.apps import apps
+from django.conf import settings
 from django.db import close_old_connections
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
@@ -31,7 +33,8 @@ from dejq.contrib.django.backend import DejqBackend
 def client() -> Client:
     """The client of a backend in TASKS, with handlers for its tasks.
 
-    Knows the tasks in the modules ``tasks`` of the installed apps, and in whatever else has been imported.
+    Knows the tasks in the modules ``tasks`` of the installed apps, in what ROOT_URLCONF imports, and in whatever else
+    has been imported.
     The environment says which backend (``DEJQ_BACKEND``; "default") and which of its queues, separated by commas
     (``DEJQ_QUEUES``; all).
 
@@ -41,6 +44,8 @@ def client() -> Client:
     if not apps.ready:
         django.setup()
     autodiscover_modules("tasks")
+    if urls := getattr(settings, "ROOT_URLCONF", None):
+        import_module(urls)
     alias = os.environ.get("DEJQ_BACKEND") or "default"
     backend = task_backends[alias]
     if not isinstance(backend, DejqBackend):
