@@ -7,6 +7,7 @@ use rustc_hash::FxHashSet;
 use tokio::time::Instant;
 
 use super::counters::count;
+use super::settler::give_back;
 use super::{Shared, StoreBackoff};
 use crate::backend::{Claim, Lease, Leased};
 use crate::job::JobType;
@@ -89,9 +90,5 @@ async fn give_back_unknown(shared: &Shared, unknown: Vec<Leased>, told: &mut FxH
     }
     let leases: Vec<Lease> =
         unknown.iter().map(|leased| Lease { id: leased.job.id, token: leased.token }).collect();
-    if let Err(error) = shared.backend.give_back(&leases).await {
-        log::write(Verbosity::Errors, None, || {
-            format!("giving back jobs failed, their leases will run out: {error}")
-        });
-    }
+    give_back(shared, &leases).await;
 }

@@ -157,9 +157,12 @@ async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
             shared.store_error("cancelling stuck jobs", &error, shared.config.heartbeat);
             return;
         }
-        Err(error) => log::write(Verbosity::Errors, None, || {
-            format!("stuck jobs could not be cancelled, their leases run out instead: {error}")
-        }),
+        Err(error) => {
+            log::write(Verbosity::Errors, None, || {
+                format!("stuck jobs could not be cancelled, they are given back instead: {error}")
+            });
+            shared.orphans.take_up(&stuck);
+        }
     }
     stuck.retain(|task| {
         // Counted before the mark can be seen, because who sees it counts back.

@@ -16,6 +16,7 @@ mod histogram;
 mod inline;
 mod keeper;
 mod lane;
+mod orphans;
 mod outbox;
 mod pace;
 pub mod ready;
@@ -52,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 use self::counters::count;
 use self::keeper::Pulse;
 use self::lane::Lane;
+use self::orphans::Orphans;
 use self::outbox::{Ended, Outbox};
 use self::supervise::supervise;
 use self::tally::Tally;
@@ -71,6 +73,7 @@ pub(crate) struct Shared {
     /// Types of all lanes, for hand-offs.
     types: Vec<JobType>,
     in_hand: InHand,
+    orphans: Orphans,
     outbox: Outbox,
     counters: Counters,
     tally: Tally,
@@ -127,6 +130,7 @@ impl Worker {
             handlers,
             lanes,
             in_hand: InHand::default(),
+            orphans: Orphans::default(),
             outbox: Outbox::new(backend.guarantees().entries_per_call),
             backend,
             counters: Counters::default(),
@@ -143,6 +147,7 @@ impl Worker {
             supervise(runtime, &shared, "settler", settler::run),
             supervise(runtime, &shared, "keeper", keeper::run),
             supervise(runtime, &shared, "rescuer", rescuer::run),
+            supervise(runtime, &shared, "part that gives jobs back", orphans::run),
         ];
         Ok(Self {
             shared,

@@ -50,20 +50,24 @@ enum Report {
     Nothing,
 }
 
-/// Lets go of tasks however the call about them ends; without this a panic would keep leases alive for ever.
+/// Lets go of tasks however the call about them ends, a panic included; what the store was not told of is an orphan then.
 pub(super) struct LetGo<'a> {
     pub shared: &'a Shared,
     pub tasks: Vec<Arc<Task>>,
+    pub is_told: bool,
 }
 
 impl Drop for LetGo<'_> {
     fn drop(&mut self) {
+        if !self.is_told {
+            self.shared.orphans.take_up(&self.tasks);
+        }
         self.shared.let_go(self.tasks.iter());
     }
 }
 
 async fn settle(shared: &Shared, batch: Vec<Ended>) {
-    let mut held = LetGo { shared, tasks: Vec::with_capacity(batch.len()) };
+    let mut held = LetGo { shared, tasks: Vec::with_capacity(batch.len()), is_told: false };
     let mut leaving = vec![0; shared.lanes.len()];
     let mut settled = Vec::with_capacity(batch.len());
     let mut given_back = Vec::new();
@@ -86,9 +90,11 @@ async fn settle(shared: &Shared, batch: Vec<Ended>) {
         give_back(shared, &given_back).await;
     }
     if settled.is_empty() {
+        held.is_told = true;
         return;
     }
     let Some(reply) = settle_until_answered(shared, &settled, &leaving).await else { return };
+    held.is_told = true;
     let mut lost = reply.lost.iter().copied().peekable();
     let mut books = shared.tally.books();
     for (place, entry) in settled.iter().enumerate() {
@@ -146,7 +152,7 @@ fn report(shared: &Shared, task: &Task, attempt: Attempt) -> Report {
 }
 
 /// Tries until the store has answered: the call is guarded by tokens and may be repeated. `None` when it never
-/// will, or when the worker has ended; the leases then run out and other workers take over.
+/// will, or when the worker has ended.
 async fn settle_until_answered(
     shared: &Shared,
     settled: &[Settled],
@@ -170,7 +176,7 @@ async fn settle_until_answered(
             Err(error) => {
                 log::write(Verbosity::Errors, None, || {
                     format!(
-                        "the end of {} jobs could not be stored; they will run again: {error}",
+                        "the end of {} jobs could not be stored; they are given back and will run again: {error}",
                         settled.len()
                     )
                 });
@@ -184,11 +190,9 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Lease]) {
     count(&shared.counters.given_back, leases.len());
     if let Err(error) = shared.backend.give_back(leases).await {
         log::write(Verbosity::Errors, None, || {
-            format!(
-                "{} jobs could not be given back; others get them when their leases run out: {error}",
-                leases.len()
-            )
+            format!("{} jobs could not be given back just now; that is tried again: {error}", leases.len())
         });
+        shared.orphans.take_up_leases(leases);
     }
 }
 

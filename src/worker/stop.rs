@@ -93,8 +93,9 @@ async fn give_back_unstarted(shared: &Shared) {
         return;
     }
     let leases: Vec<Lease> = tasks.iter().map(|task| task.lease).collect();
-    let _held = LetGo { shared, tasks };
+    let mut held = LetGo { shared, tasks, is_told: false };
     give_back(shared, &leases).await;
+    held.is_told = true;
 }
 
 /// Waits until nothing is in hand; false when the deadline came first. The deadline may come nearer meanwhile.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub struct FaultyBackend {
     planned: Mutex<HashMap<Call, VecDeque<Fault>>>,
     standing: Mutex<HashMap<Call, Fault>>,
     seen: Mutex<Vec<Seen>>,
+    /// Ends that came in a call that panicked or was refused.
+    unstored: AtomicUsize,
     /// Grows whenever a call arrives or returns.
     moves: watch::Sender<u64>,
     /// Claims ask for these types, whatever the worker wants: a store that cannot filter.
@@ -91,6 +94,7 @@ impl FaultyBackend {
             planned: Mutex::default(),
             standing: Mutex::default(),
             seen: Mutex::default(),
+            unstored: AtomicUsize::new(0),
             moves: watch::Sender::new(0),
             hands_out,
         })
@@ -115,6 +119,11 @@ impl FaultyBackend {
     /// All calls of this kind so far.
     pub fn seen(&self, call: Call) -> Vec<Seen> {
         self.seen.lock().unwrap().iter().filter(|seen| seen.call == call).cloned().collect()
+    }
+
+    /// Ends that came in a call that panicked or was refused: their jobs may run again.
+    pub fn unstored(&self) -> usize {
+        self.unstored.load(Ordering::Relaxed)
     }
 
     pub fn count(&self, call: Call) -> usize {
@@ -147,7 +156,11 @@ impl FaultyBackend {
     ) -> Result<T> {
         self.seen.lock().unwrap().push(Seen { call, at: Instant::now(), jobs });
         self.moves.send_modify(|moves| *moves += 1);
-        let result = match self.fault(call) {
+        let fault = self.fault(call);
+        if call == Call::Settle && matches!(fault, Some(Fault::Panic | Fault::Refuse)) {
+            self.unstored.fetch_add(jobs, Ordering::Relaxed);
+        }
+        let result = match fault {
             None => act.await,
             Some(Fault::Fail) => Err(Error::new(ErrorKind::Unavailable, format!("{call:?}: no answer"))),
             Some(Fault::Refuse) => Err(Error::new(ErrorKind::SchemaMissing, format!("{call:?}: refused"))),

@@ -142,7 +142,7 @@ async fn check(stage: &Stage, ids: &[JobId], history: &HashMap<JobId, Vec<Run>>,
             assert!(pair[0].attempt <= pair[1].attempt, "seed {seed}: {id} went back: {runs:#?}");
         }
     }
-    assert_eq!(unexplained, 0, "seed {seed}: {unclear} faults");
+    assert!(unexplained <= stage.store.unstored(), "seed {seed}: {unexplained} runs after {unclear} faults");
     // P5: no job starts before the end of some run of the one before it, or again once the next one has started.
     for pair in ids.windows(2) {
         let (before, after) = (&history[&pair[0]], &history[&pair[1]]);

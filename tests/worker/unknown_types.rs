@@ -66,14 +66,3 @@ async fn jobs_behind_those_without_a_handler_run_all_the_same() {
     assert_eq!((counted.claimed, counted.finished, worker.worker.in_hand()), (20, 20, 0));
     assert_eq!(stage.info(unknown[0]).await.job.attempt, 0);
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_job_without_a_handler_is_safe_although_it_cannot_be_given_back() {
-    let stage = Stage::that_hands_out(&["known", "unknown"]);
-    let id = stage.enqueue_one("unknown").await;
-    stage.store.next(Call::GiveBack, 1, &Fault::Fail);
-    let _worker = stage.start([spec("known")], slots(1));
-    stage.until(id, State::Running).await;
-    stage.until(id, State::Ready).await;
-    assert_eq!(stage.info(id).await.rescues, 1, "nobody beats for it, so its lease ran out");
-}
