@@ -332,6 +332,19 @@ def counted(**counts: int) -> Change:
     return change
 
 
+def killer(history: History) -> History:
+    """A job kills one worker after the other."""
+    story = Story(list(history))
+    story.enqueue(16_190, 300, job(300, "poison"))
+    for number in range(5):
+        begin = 16_200 + 1500 * number
+        story.note(f"w9.{number}", Ready(at=begin * MS, types=TYPES))
+        story.run(f"w9.{number}", begin + 10, None, 300)
+        story.fault(20 + number, "kill", f"w9.{number}", begin + 20, begin + 25)
+    story.run("w1.0", 24_500, 24_501, 300)
+    return in_order(story.entries)
+
+
 FAULTS: Final[dict[str, tuple[str, Change]]] = {
     # P1
     "a job runs that nobody enqueued": ("V2", also_run("w1.0", 3000, 3001, 999)),
@@ -417,6 +430,7 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a claim counts as an attempt": ("V9", altered(starts(0), attempt=2)),
     "a rescue counts as an attempt": ("V9", altered(starts(101, 8500), attempt=2)),
     "the limit of attempts does not hold": ("V9", altered(starts(20, 700), attempt=4)),
+    "a job that kills its worker is never given up": ("V9", killer),
     "a unique key outlives its job": ("V15", moved(20_000, lambda event: getattr(event, "call", None) == 61)),
     "two jobs with one key": ("V15", altered(is_a(Stored, call=61), ids=["id61"])),
     # At the end

@@ -93,9 +93,13 @@ class Trial:
                 holders.append(run)
         return holders
 
-    def losses(self, job: Job) -> int:
-        """How often its lease was lost, as far as handlers saw."""
-        return sum(self.causes.get(run) in LOSSES for run in self.holders[job])
+    def losses(self, job: Job, *, surely: bool = False) -> int:
+        """How often its lease was lost, at most; `surely` leaves out what a handler that was told may have given back."""
+        return sum(
+            self.causes.get(run) in LOSSES
+            and not (surely and before.told and before.end is not None and before.end < run.start)
+            for before, run in pairwise(self.holders[job])
+        )
 
     def fate(self, job: Job) -> str | None:
         """The state in which it must be at the end; None if several would be right."""
@@ -395,8 +399,8 @@ def bounded(trial: Trial) -> Iterator[Finding]:
     for job, runs in trial.holders.items():
         if not runs:
             continue
-        if trial.losses(job) > trial.case.began.max_rescues and not is_sqs:
-            text = f"it was started again after {trial.losses(job)} lost leases, which is more than max_rescues"
+        if (losses := trial.losses(job, surely=True)) > trial.case.began.max_rescues and not is_sqs:
+            text = f"it was started again after {losses} lost leases, which is more than max_rescues"
             yield Finding("V9", text, job.number, runs[-1].start)
         if is_sqs:
             continue
