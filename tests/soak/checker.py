@@ -94,7 +94,7 @@ class Trial:
         return holders
 
     def losses(self, job: Job, *, surely: bool = False) -> int:
-        """How often its lease was lost, at most; `surely` leaves out what a handler that was told may have given back."""
+        """How often its lease was lost, at most; `surely` leaves out what its handler may have given back."""
         return sum(
             self.causes.get(run) in LOSSES
             and not (surely and before.told and before.end is not None and before.end < run.start)
