@@ -114,75 +114,6 @@ for_every_backend! {
         }
     }
 
-    async fn a_job_rescued_too_often_fails_as_worker_lost(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        let id = queue.enqueue("a").await;
-        for _ in 0..2 {
-            queue.take("a").await;
-            queue.pass(LEASE + 1).await;
-            assert_eq!(queue.rescue(2).await, Rescued { requeued: 1, failed: 0 });
-        }
-        queue.take("a").await;
-        queue.pass(LEASE + 1).await;
-        assert_eq!(queue.rescue(2).await, Rescued { requeued: 0, failed: 1 });
-        queue.assert_none_ready("a").await;
-        if let Some(operator) = queue.operator().await {
-            let info = operator.get(id).await.unwrap();
-            assert_eq!(info.state, State::Failed);
-            assert_eq!(info.failure.unwrap().kind, "worker lost");
-        }
-    }
-
-    async fn a_job_that_may_not_be_rescued_fails_when_its_worker_is_lost(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        let id = queue.enqueue("a").await;
-        queue.take("a").await;
-        queue.pass(LEASE + 1).await;
-        assert_eq!(queue.rescue(0).await, Rescued { requeued: 0, failed: 1 });
-        queue.assert_state(id, State::Failed).await;
-    }
-
-    async fn a_job_that_fails_as_worker_lost_lets_its_chain_go_on(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        let [_, b] = queue.enqueue_chain(["a", "b"]).await;
-        queue.take("a").await;
-        queue.pass(LEASE + 1).await;
-        queue.rescue(0).await;
-        assert_eq!(queue.take("b").await.job.id, b);
-    }
-
-    async fn a_job_that_fails_as_worker_lost_cancels_the_rest_when_the_chain_asks_for_it(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        let jobs = queue.put(&chain(["a", "b"], OnFailure::Cancel)).await;
-        queue.take("a").await;
-        queue.pass(LEASE + 1).await;
-        queue.rescue(0).await;
-        queue.assert_state(jobs[1], State::Cancelled).await;
-        queue.assert_none_ready("b").await;
-    }
-
-    async fn a_rescue_says_how_many_jobs_it_requeued_and_failed(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        queue.enqueue("a").await;
-        queue.take("a").await;
-        queue.pass(LEASE + 1).await;
-        queue.rescue(1).await;
-        queue.put(&[job("b"), job("b")]).await;
-        assert_eq!(queue.claim(&["a", "b"], 10).await.len(), 3);
-        queue.pass(LEASE + 1).await;
-        assert_eq!(queue.rescue(1).await, Rescued { requeued: 2, failed: 1 });
-    }
-
     async fn a_rescue_takes_only_the_jobs_of_lost_workers(queue: TestQueue) {
         queue.put(&[job("a"), job("a")]).await;
         queue.take("a").await;
@@ -193,30 +124,6 @@ for_every_backend! {
         queue.pass(1).await;
         queue.assert_rescued(1).await;
         alive.assert_held(&held).await;
-    }
-
-    async fn a_late_beat_wins_against_a_rescue_that_comes_later(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        queue.enqueue("a").await;
-        let taken = queue.take("a").await;
-        queue.pass(2 * LEASE).await;
-        queue.assert_held(&taken).await;
-        queue.assert_rescued(0).await;
-        queue.finish(&taken).await;
-    }
-
-    async fn a_late_finish_counts_while_nobody_else_has_the_job(queue: TestQueue) {
-        if !queue.tells_rescues().await {
-            return;
-        }
-        let id = queue.enqueue("a").await;
-        let taken = queue.take("a").await;
-        queue.pass(2 * LEASE).await;
-        queue.finish(&taken).await;
-        queue.assert_rescued(0).await;
-        queue.assert_state(id, State::Finished).await;
     }
 
     async fn a_stale_token_ends_nothing(queue: TestQueue) {
@@ -337,5 +244,81 @@ for_every_backend! {
             .collect();
         assert_eq!(queue.settle_all(&done, &[]).await.lost, [1]);
         queue.assert_counts(&[(State::Finished, 1), (State::Failed, 2)]).await;
+    }
+}
+
+for_every_backend! {
+    where tells_rescues;
+
+    async fn a_job_rescued_too_often_fails_as_worker_lost(queue: TestQueue) {
+        let id = queue.enqueue("a").await;
+        for _ in 0..2 {
+            queue.take("a").await;
+            queue.pass(LEASE + 1).await;
+            assert_eq!(queue.rescue(2).await, Rescued { requeued: 1, failed: 0 });
+        }
+        queue.take("a").await;
+        queue.pass(LEASE + 1).await;
+        assert_eq!(queue.rescue(2).await, Rescued { requeued: 0, failed: 1 });
+        queue.assert_none_ready("a").await;
+        if let Some(operator) = queue.operator().await {
+            let info = operator.get(id).await.unwrap();
+            assert_eq!(info.state, State::Failed);
+            assert_eq!(info.failure.unwrap().kind, "worker lost");
+        }
+    }
+
+    async fn a_job_that_may_not_be_rescued_fails_when_its_worker_is_lost(queue: TestQueue) {
+        let id = queue.enqueue("a").await;
+        queue.take("a").await;
+        queue.pass(LEASE + 1).await;
+        assert_eq!(queue.rescue(0).await, Rescued { requeued: 0, failed: 1 });
+        queue.assert_state(id, State::Failed).await;
+    }
+
+    async fn a_job_that_fails_as_worker_lost_lets_its_chain_go_on(queue: TestQueue) {
+        let [_, b] = queue.enqueue_chain(["a", "b"]).await;
+        queue.take("a").await;
+        queue.pass(LEASE + 1).await;
+        queue.rescue(0).await;
+        assert_eq!(queue.take("b").await.job.id, b);
+    }
+
+    async fn a_job_that_fails_as_worker_lost_cancels_the_rest_when_the_chain_asks_for_it(queue: TestQueue) {
+        let jobs = queue.put(&chain(["a", "b"], OnFailure::Cancel)).await;
+        queue.take("a").await;
+        queue.pass(LEASE + 1).await;
+        queue.rescue(0).await;
+        queue.assert_state(jobs[1], State::Cancelled).await;
+        queue.assert_none_ready("b").await;
+    }
+
+    async fn a_rescue_says_how_many_jobs_it_requeued_and_failed(queue: TestQueue) {
+        queue.enqueue("a").await;
+        queue.take("a").await;
+        queue.pass(LEASE + 1).await;
+        queue.rescue(1).await;
+        queue.put(&[job("b"), job("b")]).await;
+        assert_eq!(queue.claim(&["a", "b"], 10).await.len(), 3);
+        queue.pass(LEASE + 1).await;
+        assert_eq!(queue.rescue(1).await, Rescued { requeued: 2, failed: 1 });
+    }
+
+    async fn a_late_beat_wins_against_a_rescue_that_comes_later(queue: TestQueue) {
+        queue.enqueue("a").await;
+        let taken = queue.take("a").await;
+        queue.pass(2 * LEASE).await;
+        queue.assert_held(&taken).await;
+        queue.assert_rescued(0).await;
+        queue.finish(&taken).await;
+    }
+
+    async fn a_late_finish_counts_while_nobody_else_has_the_job(queue: TestQueue) {
+        let id = queue.enqueue("a").await;
+        let taken = queue.take("a").await;
+        queue.pass(2 * LEASE).await;
+        queue.finish(&taken).await;
+        queue.assert_rescued(0).await;
+        queue.assert_state(id, State::Finished).await;
     }
 }

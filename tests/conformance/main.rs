@@ -10,8 +10,14 @@
 mod support;
 
 /// Turns each behaviour into a module with one test per store. A new store is one more line here and one
-/// constructor in `tests/support/queue.rs`.
+/// constructor in `tests/support/queue.rs`. After `where keeps_keys;`, stores that cannot do that prove how they say so instead.
 macro_rules! for_every_backend {
+    (where $can:ident; $($(#[$meta:meta])* async fn $behaviour:ident($queue:ident: TestQueue) $body:block)*) => {
+        for_every_backend! {$(
+            $(#[$meta])*
+            async fn $behaviour($queue: TestQueue) { if $queue.$can().await $body }
+        )*}
+    };
     ($($(#[$meta:meta])* async fn $behaviour:ident($queue:ident: TestQueue) $body:block)*) => {$(
         $(#[$meta])*
         mod $behaviour {

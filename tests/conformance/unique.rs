@@ -18,10 +18,9 @@ async fn assert_free(queue: &TestQueue) {
 }
 
 for_every_backend! {
+    where keeps_keys;
+
     async fn a_second_job_is_not_stored_and_the_id_of_the_first_comes_back(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let first = queue.put(&[unique("a", "k")]).await;
         let second = NewJob { body: Body::from_encoder(b"2"), ..unique("a", "k") };
         assert_eq!(queue.put(&[second]).await, first);
@@ -31,18 +30,12 @@ for_every_backend! {
     }
 
     async fn a_second_job_of_the_same_call_is_not_stored(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let jobs = [unique("a", "k"), unique("a", "other"), unique("a", "k")];
         assert_eq!(queue.put(&jobs).await, [jobs[0].id, jobs[1].id, jobs[0].id]);
         queue.assert_counts(&[(State::Ready, 2)]).await;
     }
 
     async fn a_key_that_is_held_does_not_keep_the_others_of_the_call_out(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let holder = queue.put(&[unique("a", "k")]).await[0];
         let jobs = [job("a"), unique("a", "k"), job("a")];
         assert_eq!(queue.put(&jobs).await, [jobs[0].id, holder, jobs[2].id]);
@@ -50,69 +43,45 @@ for_every_backend! {
     }
 
     async fn a_key_counts_for_its_own_type_only(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let jobs = [unique("a", "k"), unique("b", "k")];
         assert_eq!(queue.put(&jobs).await, jobs.each_ref().map(|job| job.id));
     }
 
     async fn keys_that_differ_a_little_are_different(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let long = "k".repeat(256);
         let jobs = ["", " ", "k", "K", "k ", "k:", "ł", "a:k", &long, &long[1..]].map(|key| unique("a", key));
         assert_eq!(queue.put(&jobs).await, jobs.each_ref().map(|job| job.id));
     }
 
     async fn a_type_and_key_are_never_mistaken_for_another_pair(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let jobs = [unique("a:b", "c"), unique("a", "b:c"), unique("a/b", "c"), unique("a", "b/c")];
         assert_eq!(queue.put(&jobs).await, jobs.each_ref().map(|job| job.id));
     }
 
     async fn a_job_without_a_key_is_never_held_back(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         queue.put(&[unique("a", "")]).await;
         let plain = job("a");
         assert_eq!(queue.put(std::slice::from_ref(&plain)).await, [plain.id]);
     }
 
     async fn a_repeated_enqueue_of_the_holder_brings_its_own_id(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let jobs = [unique("a", "k")];
         assert_eq!(queue.put(&jobs).await, queue.put(&jobs).await);
         queue.assert_counts(&[(State::Ready, 1)]).await;
     }
 
     async fn a_job_holds_its_key_while_it_waits_for_its_time(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let id = queue.put(&[NewJob { delay: queue.ticks(3), ..unique("a", "k") }]).await[0];
         assert_holds(&queue, id).await;
     }
 
     async fn a_job_holds_its_key_while_it_runs(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let id = queue.put(&[unique("a", "k")]).await[0];
         queue.take("a").await;
         assert_holds(&queue, id).await;
     }
 
     async fn a_job_holds_its_key_until_it_is_tried_again(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let id = queue.put(&[unique("a", "k")]).await[0];
         queue.retry(&queue.take("a").await, 3).await;
         assert_holds(&queue, id).await;
@@ -121,18 +90,12 @@ for_every_backend! {
     }
 
     async fn a_job_that_is_given_back_holds_its_key(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let id = queue.put(&[unique("a", "k")]).await[0];
         queue.give_back(&[queue.take("a").await]).await;
         assert_holds(&queue, id).await;
     }
 
     async fn a_job_that_is_rescued_holds_its_key(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let id = queue.put(&[unique("a", "k")]).await[0];
         queue.take("a").await;
         queue.lose_worker().await;
@@ -140,36 +103,24 @@ for_every_backend! {
     }
 
     async fn a_key_is_free_when_its_job_has_finished(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         queue.put(&[unique("a", "k")]).await;
         queue.finish(&queue.take("a").await).await;
         assert_free(&queue).await;
     }
 
     async fn a_key_is_free_when_its_job_has_failed(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         queue.put(&[unique("a", "k")]).await;
         queue.fail(&queue.take("a").await).await;
         assert_free(&queue).await;
     }
 
     async fn a_key_is_free_when_its_job_was_cancelled(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         queue.put(&[unique("a", "k")]).await;
         queue.settle(&queue.take("a").await, Outcome::Cancelled(failure()), &[]).await;
         assert_free(&queue).await;
     }
 
     async fn a_key_is_free_when_its_job_failed_as_worker_lost(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         queue.put(&[unique("a", "k")]).await;
         queue.take("a").await;
         queue.pass(LEASE + 1).await;
@@ -178,9 +129,6 @@ for_every_backend! {
     }
 
     async fn a_key_is_free_when_an_operator_finished_its_job(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let Some(operator) = queue.operator().await else { return };
         let id = queue.put(&[unique("a", "k")]).await[0];
         operator.finish(id).await.unwrap();
@@ -188,9 +136,6 @@ for_every_backend! {
     }
 
     async fn a_key_is_free_when_an_operator_cancelled_its_job(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let Some(operator) = queue.operator().await else { return };
         let id = queue.put(&[unique("a", "k")]).await[0];
         operator.cancel(id).await.unwrap();
@@ -198,9 +143,6 @@ for_every_backend! {
     }
 
     async fn a_key_is_held_until_a_running_job_that_is_to_be_cancelled_has_ended(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let Some(operator) = queue.operator().await else { return };
         let id = queue.put(&[unique("a", "k")]).await[0];
         let taken = queue.take("a").await;
@@ -211,9 +153,6 @@ for_every_backend! {
     }
 
     async fn a_job_that_is_requeued_takes_its_key_again(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let Some(operator) = queue.operator().await else { return };
         let id = queue.put(&[unique("a", "k")]).await[0];
         queue.fail(&queue.take("a").await).await;
@@ -224,9 +163,6 @@ for_every_backend! {
     }
 
     async fn a_job_is_not_requeued_while_another_holds_its_key(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let Some(operator) = queue.operator().await else { return };
         let id = queue.put(&[unique("a", "k")]).await[0];
         queue.fail(&queue.take("a").await).await;
@@ -238,9 +174,6 @@ for_every_backend! {
     }
 
     async fn deleting_an_ended_job_leaves_the_key_with_its_new_holder(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let Some(operator) = queue.operator().await else { return };
         queue.put(&[unique("a", "k")]).await;
         queue.finish(&queue.take("a").await).await;
@@ -250,9 +183,6 @@ for_every_backend! {
     }
 
     async fn of_many_that_enqueue_at_the_same_time_one_is_stored(queue: TestQueue) {
-        if !queue.keeps_keys().await {
-            return;
-        }
         let enqueue = |queue: TestQueue| async move { queue.put(&[unique("a", "k")]).await[0] };
         let stored = queue.in_parallel(8, enqueue).await;
         assert!(stored.iter().all(|id| *id == stored[0]), "{stored:?}");

@@ -37,7 +37,7 @@ pytest_plugins = ["python.sqs_store"]
 HEARTBEAT = 1.0
 # For a lease that outlasts what a busy machine does to four workers that start and an emulator: an answer that is
 # held up for longer than the lease is another reason for a second run.
-CALM_HEARTBEAT = 3.0
+CALM_HEARTBEAT = 2.0
 FAULTS = pytest.mark.parametrize(
     "fault", [UNAVAILABLE, INTERNAL, THROTTLED, REQUEST_THROTTLED], ids=lambda fault: str(fault[1])
 )

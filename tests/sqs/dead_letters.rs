@@ -1,6 +1,6 @@
 //! Which receive is the last, and what becomes of a job then, and of those behind it.
 
-use dejq::backend::Outcome;
+use dejq::backend::{Outcome, Revocation};
 use dejq::job::{NewJob, OnFailure};
 
 use crate::stage::{DEAD, Stage, bodies, body, chain, failure, job, lease, pass, retry};
@@ -129,23 +129,37 @@ async fn workers_that_die_use_up_receives_of_those_that_wait_half_as_fast() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_received_often_without_a_run_are_from_then_on_received_one_by_one() {
-    let stage = Stage::with_dead_letters(4).await;
+async fn a_job_that_kills_each_worker_before_its_first_beat_dies_alone() {
+    let stage = Stage::with_dead_letters(3).await;
     stage.client().enqueue(&chain(3, OnFailure::Continue)).await;
-    // Workers that die before their first beat take all three with them.
-    for _ in 0..2 {
-        stage.client().take_one(10).await;
+    // Handed out for the second time it is suspected, and comes alone the third time.
+    for receives in [[1, 1, 1], [2, 2, 2], [3, 2, 2]] {
+        assert_eq!(body(&stage.client().take_one(10).await), "1");
+        assert_eq!(stage.receives(), receives);
         pass(31).await;
     }
     let client = stage.client();
-    client.take_one(10).await;
-    assert_eq!(stage.receives(), [3, 3, 3]);
-    pass(31).await;
-    let a = client.take_one(10).await;
-    assert_eq!(stage.receives(), [4, 3, 3]);
-    client.settle(&a, Outcome::Finished).await;
     let b = client.take_one(10).await;
-    assert_eq!((body(&b).as_str(), stage.receives()), ("2", vec![4, 3]));
+    assert_eq!((body(&b).as_str(), stage.fake.bodies(DEAD)), ("2", vec!["1".to_owned()]));
+    assert_eq!(body(&client.next(&b, Outcome::Finished).await), "3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_received_often_without_a_run_are_from_then_on_received_one_by_one() {
+    let stage = Stage::with_dead_letters(6).await;
+    stage.client().enqueue(&chain(3, OnFailure::Continue)).await;
+    for receives in [[1, 1, 1], [2, 2, 2], [3, 2, 2], [4, 3, 3], [5, 3, 3]] {
+        stage.client().take_one(10).await;
+        assert_eq!(stage.receives(), receives);
+        pass(31).await;
+    }
+    let client = stage.client();
+    let a = client.take_one(10).await;
+    assert_eq!(stage.receives(), [6, 4, 4]);
+    pass(33).await;
+    assert_eq!(client.beat(&[&a]).await, [(lease(&a), Revocation::Lost)]);
+    let b = client.take_one(10).await;
+    assert_eq!((body(&b).as_str(), stage.receives()), ("2", vec![5, 4]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use dejq::backend::{Outcome, Revocation};
 use dejq::job::OnFailure;
 use tokio::time::Instant;
 
+use crate::fake::Fault;
 use crate::stage::{QUEUE, Stage, bodies, body, chain, job, lease, pass, retry};
 
 #[tokio::test(start_paused = true)]
@@ -51,6 +52,86 @@ async fn a_beat_under_way_does_not_overwrite_the_time_of_a_retry() {
     assert_eq!((beat.len(), settled.lost.len()), (0, 0));
     pass(2).await;
     assert_eq!(client.take(10).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_comes_after_the_end_of_a_job_leaves_the_next_one_of_its_chain_alone() {
+    let stage = Stage::with_dead_letters(9).await;
+    let client = stage.client();
+    client.enqueue(&chain(3, OnFailure::Continue)).await;
+    let a = client.take_one(10).await;
+    stage.fake.fail("ChangeMessageVisibilityBatch", Fault::HoldRequest(Duration::from_secs(2)));
+    let beaten = [&a];
+    let (told, b) = tokio::join!(client.beat(&beaten), async {
+        pass(1).await;
+        client.next(&a, Outcome::Finished).await
+    });
+    assert_eq!(told, []);
+    let c = client.next(&b, Outcome::Finished).await;
+    assert_eq!((body(&c), stage.receives()), ("3".to_owned(), vec![1]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_comes_while_an_end_is_stored_leaves_what_is_behind_it_alone() {
+    let stage = Stage::with_dead_letters(9).await;
+    let client = stage.client();
+    client.enqueue(&chain(3, OnFailure::Continue)).await;
+    let a = client.take_one(10).await;
+    stage.fake.fail("ChangeMessageVisibilityBatch", Fault::HoldRequest(Duration::from_secs(2)));
+    stage.fake.fail("DeleteMessageBatch", Fault::HoldReply(Duration::from_secs(2)));
+    let beaten = [&a];
+    let (told, b) = tokio::join!(client.beat(&beaten), async {
+        pass(1).await;
+        client.next(&a, Outcome::Finished).await
+    });
+    assert_eq!((told.len(), body(&b), stage.receives()), (0, "2".to_owned(), vec![1, 1]));
+}
+
+/// Of a job that comes 5 s after a poll began, whose answer is held up for so long: when its lease is said to begin, in
+/// seconds after the poll.
+async fn lease_begins(held_up: u64) -> f64 {
+    let stage = Stage::with_dead_letters(9).await;
+    let client = stage.client();
+    assert_eq!(client.take(10).await.len(), 0);
+    stage.fake.fail("ReceiveMessage", Fault::HoldReply(Duration::from_secs(held_up)));
+    let asked = Instant::now();
+    let (taken, ()) = tokio::join!(client.claim(&["t"], 10, Duration::from_secs(60)), async {
+        pass(5).await;
+        stage.client().enqueue(&[job("1")]).await;
+    });
+    assert_eq!(asked.elapsed().as_secs(), 5 + held_up);
+    (taken[0].since - asked).as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_counts_from_when_it_was_granted_also_if_the_answer_was_held_up() {
+    assert!((5.0..5.1).contains(&lease_begins(0).await));
+    for seconds in [3, 10, 14] {
+        let begins = lease_begins(seconds).await;
+        assert!((3.0..=5.0).contains(&begins), "{seconds}: {begins}");
+    }
+    // Longer than any poll waits.
+    let begins = lease_begins(18).await;
+    assert!((3.0..=5.0).contains(&begins), "{begins}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_of_the_service_that_is_set_costs_no_lease() {
+    let stage = Stage::with_dead_letters(9).await;
+    let client = stage.client();
+    assert_eq!(client.take(10).await.len(), 0);
+    for hours in [-5_i64, 5, 0] {
+        stage.fake.set_clock(hours * 3600);
+        for _ in 0..2 {
+            let asked = Instant::now();
+            let (taken, ()) = tokio::join!(client.claim(&["t"], 10, Duration::from_secs(60)), async {
+                pass(15).await;
+                stage.client().enqueue(&[job("1")]).await;
+            });
+            assert_eq!((taken[0].since - asked).as_secs(), 15, "{hours}");
+            client.settle(&taken[0], Outcome::Finished).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,8 +26,6 @@ struct Beaten {
     group: Arc<str>,
     id: JobId,
     receipt: String,
-    lease: Option<Lease>,
-    is_ending: bool,
     time: Duration,
 }
 
@@ -58,14 +56,18 @@ impl Core {
             for entry in &verdicts.refused {
                 is_renewed[entry.place] = false;
                 let one = &beaten[entry.place];
-                match one.lease {
-                    // Its end has arrived first, or will be refused as well.
-                    _ if one.is_ending || !entry.is_final => {}
-                    Some(lease) => {
+                // Not if its end has arrived meanwhile, or is under way and will be refused as well: what is behind it may run.
+                let lost = hand
+                    .of_receipt(&one.group, &one.receipt)
+                    .filter(|held| entry.is_final && !held.is_ending())
+                    .map(Held::lease);
+                match lost {
+                    None => {}
+                    Some(Some(lease)) => {
                         revoked.push(lease);
                         back.extend(hand.drop_group(&one.group).into_iter().skip(1).map(|held| held.receipt));
                     }
-                    None => back.extend(drop_from(&mut hand, &one.group, one.id)),
+                    Some(None) => back.extend(drop_from(&mut hand, &one.group, one.id)),
                 }
             }
             for (one, _) in beaten.iter().zip(is_renewed).filter(|(_, is_renewed)| *is_renewed) {
@@ -112,8 +114,6 @@ impl Core {
                 group: Arc::clone(group),
                 id: held.job.id,
                 receipt: held.receipt.clone(),
-                lease: held.lease(),
-                is_ending: held.is_ending(),
                 time: if held.is_out() { time } else { time + MARGIN },
             });
         }

@@ -204,7 +204,6 @@ impl Core {
         let asked = Instant::now();
         let mut repeats = 0;
         loop {
-            let sent = Instant::now();
             let answer = tokio::select! {
                 biased;
                 answer = self.link.receive(&url, &question) => answer,
@@ -212,7 +211,7 @@ impl Core {
                     // What the poll had taken, and its answer would have brought, comes with the same attempt id.
                     question.wait = Duration::ZERO;
                     let cut = self.link.receive(&url, &question).await;
-                    if let Ok(messages) = cut {
+                    if let Ok((messages, _)) = cut {
                         let receipts = messages.into_iter().filter_map(|message| message.receipt_handle);
                         self.let_go(receipts.map(|receipt| (receipt, Duration::ZERO)).collect()).await;
                     }
@@ -220,10 +219,8 @@ impl Core {
                 }
             };
             match answer {
-                Ok(messages) => {
+                Ok((messages, since)) => {
                     let brought = messages.len();
-                    // SQS answers when the wait is over at the latest: an answer that comes later was held up.
-                    let since = Instant::now().min(sent + question.wait + Duration::from_secs(1));
                     self.take_in(
                         poll.worker,
                         messages,
@@ -272,10 +269,11 @@ impl Core {
             let mut per_start = self.per_start();
             *per_start += WEIGHT * (messages as f64 / groups.len() as f64 - *per_start);
         }
-        let until = since + Duration::from_secs(lease as u64);
+        let lease = Duration::from_secs(lease as u64);
+        let until = since + lease;
+        self.let_go(behind_suspects(&mut groups, lease)).await;
         let (mut hidden, mut cancelled) = (Vec::new(), Vec::new());
-        for (name, mut incoming) in groups {
-            incoming.sort_by_key(|incoming| incoming.sequence);
+        for (name, incoming) in groups {
             self.note_burnt(&incoming);
             if is_stopping {
                 hidden.extend(incoming.into_iter().map(|incoming| (incoming.receipt, Duration::ZERO)));
@@ -381,6 +379,19 @@ impl Core {
     fn is_singly(&self) -> bool {
         self.singly_until().is_some_and(|until| Instant::now() < until)
     }
+}
+
+/// Sorts what came of each group. A head that was handed out before may have killed its worker, and may do so again before the
+/// first beat: what is behind it is hidden for longer at once, so that the head comes back alone the next time.
+fn behind_suspects(groups: &mut [(Arc<str>, Vec<Incoming>)], lease: Duration) -> Vec<(String, Duration)> {
+    let mut behind = Vec::new();
+    for (_, incoming) in groups {
+        incoming.sort_by_key(|incoming| incoming.sequence);
+        if incoming[0].receives > 1 {
+            behind.extend(incoming[1..].iter().map(|incoming| (incoming.receipt.clone(), lease + MARGIN)));
+        }
+    }
+    behind
 }
 
 /// How long a message is hidden that this client can do nothing with: 10 s, three times as long each time, 15 minutes at

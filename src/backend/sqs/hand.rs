@@ -202,6 +202,11 @@ impl Hand {
         self.groups.get(name).into_iter().flat_map(|group| &group.held)
     }
 
+    /// What is in hand of a group under this receipt.
+    pub fn of_receipt(&self, name: &str, receipt: &str) -> Option<&Held> {
+        self.group(name).find(|held| held.receipt == receipt)
+    }
+
     /// Lets go of a whole group.
     pub fn drop_group(&mut self, name: &str) -> Vec<Held> {
         let Some(group) = self.groups.remove(name) else { return Vec::new() };

@@ -15,17 +15,19 @@ use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
-    MessageSystemAttributeName, QueueAttributeName, SendMessageBatchRequestEntry,
+    QueueAttributeName, SendMessageBatchRequestEntry,
 };
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use futures_util::{StreamExt, stream};
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::address::{Address, Queue as Named};
 use super::bill::{Api, Bill};
+use super::dates::{Answered, DateOf, Dates};
 use super::errors;
+use super::message;
 use super::queue::Queue;
 use crate::backend::remote::Doing;
 use crate::error::{Error, ErrorKind, Result};
@@ -74,12 +76,13 @@ pub(super) struct Link {
     pub bill: Bill,
     client: OnceCell<Client>,
     queue: Mutex<Option<Arc<Queue>>>,
+    dates: Dates,
 }
 
 impl Link {
     pub fn new(address: Address, client: Option<Client>) -> Self {
         let client = OnceCell::new_with(client);
-        Self { address, bill: Bill::default(), client, queue: Mutex::default() }
+        Self { address, bill: Bill::default(), client, queue: Mutex::default(), dates: Dates::default() }
     }
 
     async fn client(&self) -> Result<&Client> {
@@ -142,8 +145,12 @@ impl Link {
             .get_queue_attributes()
             .queue_url(url)
             .attribute_names(QueueAttributeName::All);
+        let (sent, date) = (Instant::now(), DateOf::default());
+        let call = call.customize().interceptor(date.clone());
         let doing = Doing::Read("looking at the queue");
         let answer = self.call(Api::GetQueueAttributes, doing, PATIENCE, Box::pin(call.send())).await?;
+        // The first poll has this date to compare with.
+        self.dates.left_at(Answered { sent, wait: Duration::ZERO, is_empty: false, date: date.read() });
         Ok(answer.attributes.unwrap_or_default())
     }
 
@@ -169,7 +176,8 @@ impl Link {
         Ok(refused(answer.failed, 0))
     }
 
-    pub async fn receive(&self, url: &str, question: &Question) -> Result<Vec<Message>> {
+    /// What SQS handed out, and when.
+    pub async fn receive(&self, url: &str, question: &Question) -> Result<(Vec<Message>, Instant)> {
         let call = self
             .client()
             .await?
@@ -180,11 +188,16 @@ impl Link {
             .visibility_timeout(question.lease)
             .receive_request_attempt_id(&question.attempt)
             .message_attribute_names("All")
-            .message_system_attribute_names(MessageSystemAttributeName::All);
+            .set_message_system_attribute_names(Some(message::WANTED.to_vec()));
+        let (sent, date) = (Instant::now(), DateOf::default());
+        let call = call.customize().interceptor(date.clone());
         let doing = Doing::Write("claiming jobs");
         let answer =
             self.call(Api::ReceiveMessage, doing, question.wait + PATIENCE, Box::pin(call.send())).await?;
-        Ok(answer.messages.unwrap_or_default())
+        let messages = answer.messages.unwrap_or_default();
+        let (wait, is_empty) = (question.wait, messages.is_empty());
+        let since = self.dates.left_at(Answered { sent, wait, is_empty, date: date.read() });
+        Ok((messages, since))
     }
 
     /// Deletes messages, by 10.

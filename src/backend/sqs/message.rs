@@ -21,6 +21,15 @@ pub(super) const MOST_BYTES: usize = 1024 * 1024;
 /// What the attributes of a job without headers weigh at most; a job with headers is weighed exactly.
 pub(super) const ATTRIBUTE_BYTES: usize = 512 + MAX_TYPE_BYTES;
 
+/// What a receive asks for. Each thing more is paid for with each message.
+pub(super) const WANTED: [System; 5] = [
+    System::ApproximateFirstReceiveTimestamp,
+    System::ApproximateReceiveCount,
+    System::MessageGroupId,
+    System::SentTimestamp,
+    System::SequenceNumber,
+];
+
 const JOB_ID: &str = "job_id";
 const JOB_TYPE: &str = "job_type";
 /// Jobs in the group.

@@ -12,6 +12,7 @@ mod bill;
 mod check;
 mod claim;
 mod create;
+mod dates;
 mod enqueue;
 mod errors;
 mod hand;

@@ -4,6 +4,7 @@ mod rules;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +14,7 @@ use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{
     BehaviorVersion, Credentials, Region, SharedHttpClient, StalledStreamProtectionConfig,
 };
+use aws_smithy_types::date_time::{DateTime, Format};
 use dejq::backend::Options;
 use dejq::backend::sqs::SqsBackend;
 use tokio::sync::Notify;
@@ -29,6 +31,10 @@ pub enum Fault {
     LoseReply,
     /// Lost on its way there.
     LoseRequest,
+    /// Done so much later.
+    HoldRequest(Duration),
+    /// Done, and answered so much later.
+    HoldReply(Duration),
     /// Done but for the entries at these places, which failed on the side of SQS.
     FailEntries(Vec<usize>),
 }
@@ -40,6 +46,8 @@ pub struct Fake {
     faults: Mutex<VecDeque<(String, Fault)>>,
     calls: Mutex<BTreeMap<String, u64>>,
     changed: Notify,
+    /// By how many seconds the dates of its answers are wrong.
+    clock: AtomicI64,
     start: Instant,
     epoch: SystemTime,
 }
@@ -51,6 +59,7 @@ impl Fake {
             faults: Mutex::default(),
             calls: Mutex::default(),
             changed: Notify::new(),
+            clock: AtomicI64::new(0),
             start: Instant::now(),
             epoch: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         })
@@ -83,6 +92,17 @@ impl Fake {
     /// The time there.
     pub fn now(&self) -> SystemTime {
         self.epoch + self.start.elapsed()
+    }
+
+    /// Dates of answers are wrong by so many seconds from now on.
+    pub fn set_clock(&self, seconds: i64) {
+        self.clock.store(seconds, Ordering::Relaxed);
+    }
+
+    fn date(&self) -> String {
+        let seconds = self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let date = DateTime::from_secs(seconds + self.clock.load(Ordering::Relaxed));
+        date.fmt(Format::HttpDate).unwrap()
     }
 
     pub fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {

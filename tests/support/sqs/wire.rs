@@ -12,7 +12,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::rules::{Message, Refusal, millis, size};
 use super::{Fake, Fault};
@@ -45,18 +45,23 @@ impl HttpConnector for Wire {
                 Some(Fault::Refuse(status, code)) => {
                     return Ok(refusal((*status, (*code).into(), "as asked".into())));
                 }
+                Some(Fault::HoldRequest(time)) => sleep(*time).await,
                 _ => {}
             }
             let failing =
                 if let Some(Fault::FailEntries(places)) = &fault { places.clone() } else { Vec::new() };
             let answer = fake.answer(&call, &asked, &failing).await;
-            if matches!(fault, Some(Fault::LoseReply)) {
-                return Err(lost());
-            }
-            Ok(match answer {
+            let mut answer = match answer {
                 Ok(answer) => response(200, &answer, None),
                 Err(failure) => refusal(failure),
-            })
+            };
+            answer.headers_mut().insert("date", fake.date());
+            match fault {
+                Some(Fault::LoseReply) => return Err(lost()),
+                Some(Fault::HoldReply(time)) => sleep(time).await,
+                _ => {}
+            }
+            Ok(answer)
         })
     }
 }
