@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from soak.case import build
-from soak.checker import VERDICTS, Judgement, check
+from soak.checker import Judgement, check
 from soak.history import (
     AnyEvent,
     Asked,
@@ -45,6 +45,7 @@ from soak.history import (
     save,
 )
 from soak.report import around, picture
+from soak.verdicts import VERDICTS
 
 MS: Final = 1_000_000
 TYPES: Final = ["quick", "aio"]

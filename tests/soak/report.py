@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from soak.case import SECOND, Case, build
-from soak.checker import VERDICTS, Finding, Judgement
+from soak.checker import Judgement
 from soak.history import (
     Asked,
     Entry,
@@ -26,6 +26,8 @@ from soak.history import (
     Poisoned,
     Started,
 )
+from soak.trial import Finding
+from soak.verdicts import VERDICTS
 
 # Of many findings of a kind, the first ones say it all.
 _SHOWN: Final = 10
