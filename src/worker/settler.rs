@@ -173,13 +173,28 @@ async fn settle_until_answered(
 
 pub(super) async fn give_back(shared: &Shared, leases: &[Lease]) {
     count(&shared.counters.given_back, leases.len());
-    if let Err(error) = shared.backend.give_back(leases).await {
-        log::write(Verbosity::Errors, None, || {
-            format!(
-                "{} jobs could not be given back; others get them when their leases run out: {error}",
-                leases.len()
-            )
-        });
+    let mut backoff = StoreBackoff::default();
+    loop {
+        match shared.backend.give_back(leases).await {
+            Ok(()) => return,
+            Err(error) if error.is_transient() => {
+                let pause = backoff.next();
+                shared.store_error("giving jobs back", &error, pause);
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = shared.ended.cancelled() => return,
+                }
+            }
+            Err(error) => {
+                log::write(Verbosity::Errors, None, || {
+                    format!(
+                        "{} jobs could not be given back; others get them when their leases run out: {error}",
+                        leases.len()
+                    )
+                });
+                return;
+            }
+        }
     }
 }
 

@@ -352,6 +352,8 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a refused enqueue was stored": ("V2", also_run("w1.0", 3000, 3001, 70)),
     "a unique key did not hold": ("V2", also_run("w1.0", 3000, 3001, 61)),
     "enqueue returned the ids in another order": ("V2", altered(is_a(Stored, call=10), ids=["id11", "id10", "id12"])),
+    "enqueue returned too few ids": ("V2", altered(is_a(Stored, call=10), ids=["id10", "id11"])),
+    "enqueue returned an id twice": ("V2", altered(is_a(Stored, call=10), ids=["id10", "id11", "id11"])),
     "a chain was stored in part": ("V2", both(without(runs(209)), found("nowhere", 209))),
     "a job runs before it is enqueued": ("V2", moved(-80, runs(10))),
     "the store has a job of nobody's": ("V2", found("failed", 999)),

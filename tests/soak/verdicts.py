@@ -31,6 +31,8 @@ def nothing_invented(trial: Trial) -> Iterator[Finding]:
     for event in case.strangers:
         yield Finding("V2", f"job {event.job} ran, and nobody has enqueued it", event.job, event.at)
     for job in case.jobs.values():
+        if job.chain.call.is_confirmed and job.id is None and not job.chain.holder:
+            yield Finding("V2", "it was confirmed without an id", job.number, job.chain.call.answered)
         if not job.runs:
             continue
         first = job.runs[0]
