@@ -557,6 +557,17 @@ def test_the_proxy_is_a_black_hole_until_told_otherwise() -> None:
             client.recv(1)
 
 
+def test_the_proxy_delays_until_told_otherwise() -> None:
+    with echo() as proxy, connected(proxy) as client:
+        proxy.delay(SECONDS)
+        client.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            exchange(client)
+        proxy.delay(0.001)
+        with connected(proxy) as another:
+            assert exchange(another) == b"hello"
+
+
 def test_the_proxy_refuses_and_accepts_again_on_the_same_port() -> None:
     with echo() as proxy, connected(proxy) as client:
         proxy.refuse(True)

@@ -28,7 +28,7 @@ def test_a_run_without_faults_has_no_findings_and_leaves_a_report(tmp_path: Path
     assert {finding.verdict for finding in judgement.findings} <= {"V14"}
     assert judgement.figures["jobs"] >= 400
     assert set(judgement.causes) == {"retry"}
-    report.write(tmp_path, "python -m soak", history, judgement)
+    report.write(tmp_path, history, judgement)
     assert report.verdict(judgement) in (tmp_path / "report.md").read_text()
     assert {"report.md", "report.json", "throughput.svg"} <= {file.name for file in tmp_path.iterdir()}
 

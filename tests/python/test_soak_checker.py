@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from soak.case import build
-from soak.checker import VERDICTS, Judgement, check
+from soak.checker import Judgement, check
 from soak.history import (
     AnyEvent,
     Asked,
@@ -45,6 +45,7 @@ from soak.history import (
     save,
 )
 from soak.report import around, picture
+from soak.verdicts import VERDICTS
 
 MS: Final = 1_000_000
 TYPES: Final = ["quick", "aio"]
@@ -332,12 +333,27 @@ def counted(**counts: int) -> Change:
     return change
 
 
+def killer(history: History) -> History:
+    """A job kills one worker after the other."""
+    story = Story(list(history))
+    story.enqueue(16_190, 300, job(300, "poison"))
+    for number in range(5):
+        begin = 16_200 + 1500 * number
+        story.note(f"w9.{number}", Ready(at=begin * MS, types=TYPES))
+        story.run(f"w9.{number}", begin + 10, None, 300)
+        story.fault(20 + number, "kill", f"w9.{number}", begin + 20, begin + 25)
+    story.run("w1.0", 24_500, 24_501, 300)
+    return in_order(story.entries)
+
+
 FAULTS: Final[dict[str, tuple[str, Change]]] = {
     # P1
     "a job runs that nobody enqueued": ("V2", also_run("w1.0", 3000, 3001, 999)),
     "a refused enqueue was stored": ("V2", also_run("w1.0", 3000, 3001, 70)),
     "a unique key did not hold": ("V2", also_run("w1.0", 3000, 3001, 61)),
     "enqueue returned the ids in another order": ("V2", altered(is_a(Stored, call=10), ids=["id11", "id10", "id12"])),
+    "enqueue returned too few ids": ("V2", altered(is_a(Stored, call=10), ids=["id10", "id11"])),
+    "enqueue returned an id twice": ("V2", altered(is_a(Stored, call=10), ids=["id10", "id11", "id11"])),
     "a chain was stored in part": ("V2", both(without(runs(209)), found("nowhere", 209))),
     "a job runs before it is enqueued": ("V2", moved(-80, runs(10))),
     "the store has a job of nobody's": ("V2", found("failed", 999)),
@@ -417,6 +433,7 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a claim counts as an attempt": ("V9", altered(starts(0), attempt=2)),
     "a rescue counts as an attempt": ("V9", altered(starts(101, 8500), attempt=2)),
     "the limit of attempts does not hold": ("V9", altered(starts(20, 700), attempt=4)),
+    "a job that kills its worker is never given up": ("V9", killer),
     "a unique key outlives its job": ("V15", moved(20_000, lambda event: getattr(event, "call", None) == 61)),
     "two jobs with one key": ("V15", altered(is_a(Stored, call=61), ids=["id61"])),
     # At the end

@@ -9,6 +9,7 @@ docs/reliability.md says what is promised, what is done to a store, and what eac
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Final, get_args
@@ -68,12 +69,13 @@ def main() -> int:
         enqueuers=given.enqueuers,
         poisons=given.poisons,
         sabotage=given.sabotage,
+        command=f"python -m soak {shlex.join(sys.argv[1:])}",
     )
     return tell(options.folder, *run(options))
 
 
 def tell(folder: Path, history: History, judgement: Judgement) -> int:
-    report.write(folder, f"python -m soak {' '.join(sys.argv[1:])}", history, judgement)
+    report.write(folder, history, judgement)
     print(report.summary(build(history), judgement))
     for finding in judgement.findings[:20]:
         print(f"{finding.verdict}: {finding.text}" + (f" (job {finding.job})" if finding.job is not None else ""))

@@ -117,6 +117,7 @@ class Call:
     asked: int
     chains: list[Chain] = field(default_factory=list["Chain"])
     answered: int | None = None
+    is_confirmed: bool = False
 
     @property
     def jobs(self) -> Iterator[Job]:
@@ -212,18 +213,17 @@ def _answer(call: Call, event: Stored | Unclear | Refused | Broken, holders: dic
         for job in jobs:
             job.answer = "refused"
         return
-    if isinstance(event, Broken):
-        ids, sent = [*event.sent, *event.unsent], len(event.sent)
-    else:
-        ids, sent = event.ids, len(event.ids) if isinstance(event, Stored) else 0
-    for number, (job, id) in enumerate(zip(jobs, ids, strict=False)):
+    call.is_confirmed = isinstance(event, Stored)
+    ids = [*event.sent, *event.unsent] if isinstance(event, Broken) else event.ids
+    sent = len(event.sent) if isinstance(event, Broken) else len(jobs) if isinstance(event, Stored) else 0
+    for job in jobs[:sent]:
+        job.answer = "stored"
+    for job, id in zip(jobs, ids, strict=False):
         holder = holders.setdefault(id, job)
-        if holder is not job:
+        if holder is not job and job.chain.plan.unique is not None:
             job.chain.holder, job.answer = holder, "refused"
-            continue
-        job.id = id
-        if number < sent:
-            job.answer = "stored"
+        else:
+            job.id = id
 
 
 def _read_faults(case: Case, history: History) -> None:
@@ -278,7 +278,8 @@ def _read_end(case: Case, history: History) -> None:
             case.found.setdefault(event.state, []).extend(event.ids)
             for id, number in zip(event.ids, event.numbers, strict=True):
                 # Who enqueued it may have died before it heard of the id.
-                if (job := case.jobs.get(number)) and job.id is None and job.answer != "refused":
+                job = case.jobs.get(number)
+                if job and job.id is None and job.answer == "unclear":
                     job.id = id
         elif isinstance(event, Counted):
             case.counts = event.counts

@@ -84,7 +84,7 @@ class PlannedChain(Struct, frozen=True, array_like=True):
 
 
 class Began(Event):
-    """The first event: what the verdicts have to know of the run."""
+    """The first event: what the verdicts have to know of the run, and the command that repeats it."""
 
     store: str
     seed: int
@@ -94,6 +94,7 @@ class Began(Event):
     workers: int
     backoff: float
     faults: list[FaultName]
+    command: str = ""
 
 
 class Phase(Event):

@@ -138,9 +138,17 @@ class Host:
 
     def enqueue(self, number: int) -> None:
         settings = msgspec.structs.replace(self._enqueuer, enqueuer=number)
-        thread = threading.Thread(target=Enqueuer(settings, f"e{number}.0").run)
+        thread = threading.Thread(target=self._run, args=(Enqueuer(settings, f"e{number}.0"),))
         thread.start()
         self._threads.append(thread)
+
+    def _run(self, enqueuer: Enqueuer) -> None:
+        code = 1
+        try:
+            enqueuer.run()
+            code = 0
+        finally:
+            self.recorder.write(Exited(process=enqueuer.recorder.process, code=code))
 
     def end(self) -> None:
         for worker in self._workers.values():

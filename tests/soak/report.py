@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from soak.case import SECOND, Case, build
-from soak.checker import VERDICTS, Finding, Judgement
+from soak.checker import Judgement
 from soak.history import (
     Asked,
     Entry,
@@ -26,6 +26,8 @@ from soak.history import (
     Poisoned,
     Started,
 )
+from soak.trial import Finding
+from soak.verdicts import VERDICTS
 
 # Of many findings of a kind, the first ones say it all.
 _SHOWN: Final = 10
@@ -33,11 +35,11 @@ _EVENTS: Final = 20
 _COLOURS: Final = {"kill": "#c0392b", "pause": "#8e44ad", "hole": "#2980b9", "restart": "#d35400", "sleep": "#16a085"}
 
 
-def write(folder: Path, command: str, history: History, judgement: Judgement) -> None:
+def write(folder: Path, history: History, judgement: Judgement) -> None:
     """Puts report.md, report.json and throughput.svg into the folder."""
     case = build(history)
-    (folder / "report.md").write_text(_markdown(command, case, history, judgement))
-    (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(_json(command, case, judgement))))
+    (folder / "report.md").write_text(_markdown(case, history, judgement))
+    (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(_json(case, judgement))))
     (folder / "throughput.svg").write_text(picture(case))
 
 
@@ -57,9 +59,9 @@ def summary(case: Case, judgement: Judgement) -> str:
     )
 
 
-def _json(command: str, case: Case, judgement: Judgement) -> dict[str, Any]:
+def _json(case: Case, judgement: Judgement) -> dict[str, Any]:
     return {
-        "command": command,
+        "command": case.began.command,
         "store": case.began.store,
         "seed": case.began.seed,
         "passed": judgement.passed,
@@ -73,14 +75,14 @@ def _json(command: str, case: Case, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _markdown(command: str, case: Case, history: History, judgement: Judgement) -> str:
+def _markdown(case: Case, history: History, judgement: Judgement) -> str:
     found = Counter(finding.verdict for finding in judgement.findings)
     lines = [
         f"# Soak of {case.began.store}, seed {case.began.seed}: {verdict(judgement)}",
         "",
         summary(case, judgement) + ".",
         "",
-        f"    {command}",
+        f"    {case.began.command}",
         "",
         "![throughput](throughput.svg)",
         "",

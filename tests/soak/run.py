@@ -54,6 +54,7 @@ class Options:
     heartbeat: float = 1.0
     poisons: int = 0
     sabotage: Sabotage = ""
+    command: str = ""
 
 
 def run(options: Options) -> tuple[History, Judgement]:
@@ -117,6 +118,7 @@ def _soak(options: Options, crew: Crew, recorder: Recorder) -> None:
             backoff=crew.worker.backoff,
             # A short run does not come to all of them.
             faults=sorted({act.name for act in acts}),
+            command=options.command,
         )
     )
     crew.begin(options.workers, options.enqueuers)
