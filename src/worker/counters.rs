@@ -9,7 +9,7 @@ macro_rules! counters {
         worker { $($(#[$doc:meta])* $name:ident,)* }
         types { $($(#[$type_doc:meta])* $of_type:ident,)* }
     ) => {
-        /// Live counters; relaxed, because nothing is decided by them. Those of types are in the [`Tally`].
+        /// Live counters; relaxed, because nothing is decided by them. Those of types are in the `Tally`.
         #[derive(Debug, Default)]
         pub struct Counters { $($(#[$doc])* pub $name: AtomicU64,)* }
 

@@ -314,7 +314,7 @@ def test_max_jobs_ends_a_single_process_with_0(start: StartCrew) -> None:
     crew = start("--max-jobs", "3", CREW_JOBS="quick " * 10)
     assert crew.end() == 0
     assert len(crew.ran("quick")) == 3
-    assert "stopping  3 jobs run (--max-jobs)\n" in crew.said
+    assert "stopping  3 jobs run (--max-jobs)" in crew.said
 
 
 def test_max_jobs_has_a_process_replaced(start: StartCrew, until: Until) -> None:
@@ -322,7 +322,7 @@ def test_max_jobs_has_a_process_replaced(start: StartCrew, until: Until) -> None
     until(lambda: len(crew.ran("quick")) >= 6)
     pids = crew.ran("quick")
     assert all(pids.count(pid) == 2 for pid in pids[:4])
-    assert "stopping  process 1: 2 jobs run (--max-jobs)\n" in crew.said
+    assert "stopping  process 1: 2 jobs run (--max-jobs)" in crew.said
     assert "died" not in crew.said
     crew.says(" again\n", times=2)
     assert crew.metric("dejq_process_restarts_total") >= 2
