@@ -6,7 +6,7 @@ use dejq::backend::Backend;
 use dejq::job::State;
 use dejq::worker::Attempt;
 
-use crate::faulty::{Call, Fault};
+use crate::faulty::Call;
 use crate::logbook;
 use crate::stage::{LEASE, Stage, pass, settle_down, slots, spec};
 
