@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -154,6 +155,18 @@ def test_processes_are_interpreters_of_their_own_below_one_that_says_what_works_
         "stopping  2 processes, up to 25 s (Ctrl-C again to stop now)",
         "stopped   0 done, 0 given back; 0 in all",
     ]
+
+
+def test_with_json_logs_everything_that_is_said_is_json_and_log_lines_name_their_process(start: StartCrew) -> None:
+    crew = start("--processes", "2", "-v", "--log-format", "json", CREW_JOBS="quick")
+    crew.says('"job_type": "quick"', times=2)
+    crew.says("2 processes waiting for jobs")
+    crew.send(signal.SIGTERM)
+    assert crew.end() == 0
+    said = [json.loads(line) for line in crew.said.splitlines()]
+    assert {line["worker_process"] for line in said if line["logger"] == "dejq"} == {1, 2}
+    talk = [line["message"] for line in said if line["logger"] == "dejq.worker"]
+    assert talk[-1].endswith("2 in all"), talk
 
 
 def test_a_stop_lets_running_jobs_finish_and_adds_up(start: StartCrew, folder: Path, until: Until) -> None:
