@@ -38,8 +38,15 @@ impl SyncLane {
         let process = Process::current();
         let mut turn = 0;
         loop {
-            let next = self.worker.try_next(self.lane).or_else(|| py.detach(|| self.worker.next(self.lane)));
-            let Some(task) = next else { return };
+            let next = self.worker.try_next(self.lane);
+            let task = if let Some(task) = next {
+                task
+            } else {
+                let Some(task) = py.detach(|| self.worker.wait(self.lane)) else { return };
+                // After the wait for the interpreter, which may have been longer than the lease.
+                let Some(task) = self.worker.begin(task) else { continue };
+                task
+            };
             let attempt = self.table[task.handler as usize].run(py, &task).into_attempt(py);
             if !process.is_current() {
                 // The handler has forked, and this is the child: with this thread, its last one, it ends.

@@ -171,11 +171,17 @@ impl Worker {
     /// The next task of a lane, marked as started; waits for one. `None` when the worker has stopped.
     pub fn next(&self, lane: usize) -> Option<Arc<Task>> {
         loop {
-            self.shared.outbox.flush();
-            if let Some(task) = self.begin(self.shared.lanes[lane].ready.pop()?) {
+            if let Some(task) = self.begin(self.wait(lane)?) {
                 return Some(task);
             }
         }
+    }
+
+    /// The next task of a lane, which is not started; waits for one. `None` when the worker has stopped. For who has something
+    /// else to wait for before it can [`begin`](Self::begin).
+    pub fn wait(&self, lane: usize) -> Option<Arc<Task>> {
+        self.shared.outbox.flush();
+        self.shared.lanes[lane].ready.pop()
     }
 
     /// The next task of a lane, marked as started, if there is one. Never waits.
@@ -292,7 +298,9 @@ impl Worker {
             .await
     }
 
-    fn begin(&self, task: Arc<Task>) -> Option<Arc<Task>> {
+    /// Marks a task from [`wait`](Self::wait) as started, just before it is. `None` when it must not start any more: it needs
+    /// nothing further then.
+    pub fn begin(&self, task: Arc<Task>) -> Option<Arc<Task>> {
         let now = self.shared.clock.now();
         // After a pause of the whole process the lease may be another worker's: never start what may be theirs.
         if task.lease_until() <= now || task.cancelled() != Cancel::No || !self.shared.may_call() {

@@ -41,6 +41,24 @@ async fn after_a_lease_without_a_beat_handlers_are_told_and_nothing_new_starts()
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_executor_that_waited_for_something_else_does_not_start_a_job_whose_lease_ran_out() {
+    let stage = Stage::new();
+    let id = stage.enqueue_one("a").await;
+    stage.store.always(Call::Extend, Fault::Fail);
+    stage.store.always(Call::Rescue, Fault::Fail);
+    let worker = stage.start([spec("a")], slots(1));
+    stage.until(id, State::Running).await;
+    settle_down().await;
+    let task = worker.worker.wait(0).unwrap();
+    stage.store.always(Call::Claim, Fault::Fail);
+    pass(LEASE + BEAT).await;
+    assert!(worker.worker.begin(task).is_none());
+    worker.worker.idle();
+    stage.until(id, State::Ready).await;
+    assert_eq!((stage.info(id).await.job.attempt, worker.counted().started), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queued_job_whose_lease_ran_out_is_given_back() {
     let stage = Stage::new();
     let ids = stage.enqueue("a", 2).await;

@@ -73,7 +73,9 @@ def worded(text: str) -> str:
 
 def say(text: str) -> None:
     """Talk: for people, on stderr."""
-    print(worded(text), file=sys.stderr, flush=True)
+    # In one piece: the log is written to the same place by other threads.
+    sys.stderr.write(f"{worded(text)}\n")
+    sys.stderr.flush()
 
 
 def show(text: str) -> None:
