@@ -23,6 +23,7 @@ import re
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -91,8 +92,12 @@ def report(job: dejq.Job, body: File) -> None:
         database.execute("UPDATE files SET report = ? WHERE path = ?", (line, body.path))
 
 
+slow_job_runs = threading.Event()
+
+
 def work_slowly(job: dejq.Job, body: Work) -> None:
     """Runs for longer than its lease lasts. Nothing has to be done about that: beats renew it."""
+    slow_job_runs.set()
     with step(job, body.database):
         end = time.monotonic() + body.seconds
         while time.monotonic() < end and not job.cancelled:
@@ -154,9 +159,9 @@ def run(url: str, folder: Path) -> bool:
         progress("")
 
         # One more, which still runs when the stop comes.
+        slow_job_runs.clear()
         client.enqueue(dejq.PendingJob("example:slow", Work(0.3, database)))
-        while not client.stats().running:
-            time.sleep(0.002)
+        slow_job_runs.wait()
         stopped = client.stop()
 
         is_complete = summarize(database, folder, expected=len(files))
