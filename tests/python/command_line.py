@@ -1,4 +1,7 @@
-"""Fixtures that run commands: a module that wants them says ``pytest_plugins = ["python.command_line"]``."""
+"""Fixtures that run commands: a module that wants them says ``pytest_plugins = ["python.command_line"]``.
+
+A plugin is there for all modules, so it says ``pytestmark = pytest.mark.usefixtures("folder")`` as well.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dejq import cli
 from python.commands import APP, SECONDS, Ran, Run, command
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of its own for every test, and no settings from elsewhere."""
     for variable in [name for name in os.environ if name.startswith("DEJQ_")]:

@@ -30,6 +30,7 @@ from dejq.cli.talk import visible
 from python.commands import APP, CANARY, SECONDS, Ran, Run, command
 
 pytest_plugins = ["python.command_line", "python.postgres"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 VERBS = (
     "worker", "migrate", "stats", "top", "list", "inspect", "enqueue", "requeue", "cancel", "finish", "cleanup",

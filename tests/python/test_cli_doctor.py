@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest_plugins = ["python.command_line", "python.postgres", "python.redis_store"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 class Found(NamedTuple):

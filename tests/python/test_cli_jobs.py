@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from python.redis_store import RedisClient
 
 pytest_plugins = ["python.command_line", "python.postgres", "python.redis_store"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 NOBODY = "01890a5d-ac96-774b-bcce-b302099a8057"
 SECRET = f"cannot connect to redis://:{CANARY}@db \x1b[31m"

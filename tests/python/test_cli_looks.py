@@ -12,6 +12,7 @@ from python.commands import CANARY, Ran, Run, command
 from python.terminal import Terminal
 
 pytest_plugins = ["python.command_line"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 # Jobs in several states, one of which has failed with a long text.
 SHOP = f"""

@@ -13,6 +13,7 @@ from dejq.cli.rates import Rates, per_minute
 from python.commands import SECONDS, command
 
 pytest_plugins = ["python.command_line"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 UNKNOWN: dict[str, Any] = dict.fromkeys(("ready", "scheduled", "blocked", "running", "cancelled", "oldest_ready"))
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from python.redis_store import RedisClient
 
 pytest_plugins = ["python.command_line", "python.postgres", "python.redis_store"]
+pytestmark = pytest.mark.usefixtures("folder")
 
 # Only the tests look: no screen does by itself.
 NEVER = 3600.0
