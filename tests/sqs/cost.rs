@@ -69,3 +69,13 @@ async fn jobs_of_chains_of_ten_cost_less_than_four_tenths_of_a_call_each() {
     let per_job = client.backend.stats().await.unwrap().bill.unwrap().per_job().unwrap();
     assert!(per_job <= 0.4, "{per_job} calls per job");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_of_broken_seconds_polls_once_and_the_next_one_has_use_of_it() {
+    let stage = Stage::with_dead_letters(5).await;
+    let client = stage.client();
+    for claims in 1..=3_u64 {
+        assert_eq!(client.claim(&["t"], 10, Duration::from_millis(19_990)).await.len(), 0);
+        assert!(stage.fake.calls("ReceiveMessage") <= claims + 1);
+    }
+}

@@ -98,7 +98,7 @@ impl Core {
                 let poll = Poll {
                     worker: want.worker,
                     most: self.most_to_ask(want.limit),
-                    wait: left.min(self.link.address.wait_time),
+                    wait: whole(left).min(self.link.address.wait_time),
                     lease: want.lease,
                     stop: want.stop.clone(),
                 };
@@ -379,6 +379,12 @@ impl Core {
     fn is_singly(&self) -> bool {
         self.singly_until().is_some_and(|until| Instant::now() < until)
     }
+}
+
+/// SQS waits whole seconds. A poll that outlasts its claim serves the next one; one that did not wait at the end would be
+/// followed by hundreds more until then, each of which costs money.
+fn whole(left: Duration) -> Duration {
+    Duration::from_secs(left.as_secs() + u64::from(left.subsec_nanos() > 0))
 }
 
 /// Sorts what came of each group. A head that was handed out before may have killed its worker, and may do so again before the
