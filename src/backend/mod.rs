@@ -202,6 +202,47 @@ pub struct Counts {
     pub oldest_ready: Option<Duration>,
 }
 
+impl Counts {
+    /// How many jobs are in each state.
+    pub const fn by_state(&self) -> [(State, Option<u64>); State::ALL.len()] {
+        [
+            (State::Blocked, self.blocked),
+            (State::Scheduled, self.scheduled),
+            (State::Ready, self.ready),
+            (State::Running, self.running),
+            (State::Finished, self.finished),
+            (State::Failed, self.failed),
+            (State::Cancelled, self.cancelled),
+        ]
+    }
+
+    /// Those of all types together, from those of each.
+    pub(crate) fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        let zero = Some(0);
+        let none = Self {
+            blocked: zero,
+            scheduled: zero,
+            ready: zero,
+            running: zero,
+            finished: zero,
+            failed: zero,
+            cancelled: zero,
+            oldest_ready: None,
+        };
+        let add = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b);
+        all.fold(none, |total, counts| Self {
+            blocked: add(total.blocked, counts.blocked),
+            scheduled: add(total.scheduled, counts.scheduled),
+            ready: add(total.ready, counts.ready),
+            running: add(total.running, counts.running),
+            finished: add(total.finished, counts.finished),
+            failed: add(total.failed, counts.failed),
+            cancelled: add(total.cancelled, counts.cancelled),
+            oldest_ready: total.oldest_ready.max(counts.oldest_ready),
+        })
+    }
+}
+
 /// What is in the store.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {

@@ -109,53 +109,23 @@ fn add_store(page: &mut Page, stats: &Stats) {
         // Nothing there, or a store that tells no types apart.
         return add_counts(page, "", &stats.total);
     }
-    let mut others = Counts::default();
-    for (place, (job_type, counts)) in stats.by_type.iter().enumerate() {
-        if place < MOST_TYPES {
-            add_counts(page, &format!("{},", type_label(job_type)), counts);
-        } else {
-            others = sum(&others, counts);
-        }
+    for (job_type, counts) in stats.by_type.iter().take(MOST_TYPES) {
+        add_counts(page, &format!("{},", type_label(job_type)), counts);
     }
     if stats.by_type.len() > MOST_TYPES {
+        let others = Counts::sum(stats.by_type.values().skip(MOST_TYPES));
         add_counts(page, &format!("{},", type_label(OTHER_TYPES)), &others);
     }
 }
 
 /// `label` is that of the type, with a comma; empty for all together.
 fn add_counts(page: &mut Page, label: &str, counts: &Counts) {
-    for (state, count) in states(counts) {
+    for (state, count) in counts.by_state() {
         if let Some(count) = count {
-            page.add(&f::JOBS, &format!("{label}state=\"{state}\""), count as f64);
+            page.add(&f::JOBS, &format!("{label}state=\"{}\"", state.as_str()), count as f64);
         }
     }
     if let Some(age) = counts.oldest_ready {
         page.add(&f::OLDEST, label.trim_end_matches(','), age.as_secs_f64());
-    }
-}
-
-const fn states(counts: &Counts) -> [(&'static str, Option<u64>); 7] {
-    [
-        ("blocked", counts.blocked),
-        ("scheduled", counts.scheduled),
-        ("ready", counts.ready),
-        ("running", counts.running),
-        ("finished", counts.finished),
-        ("failed", counts.failed),
-        ("cancelled", counts.cancelled),
-    ]
-}
-
-fn sum(a: &Counts, b: &Counts) -> Counts {
-    let add = |a: Option<u64>, b: Option<u64>| a.map_or(b, |a| Some(a + b.unwrap_or_default()));
-    Counts {
-        blocked: add(a.blocked, b.blocked),
-        scheduled: add(a.scheduled, b.scheduled),
-        ready: add(a.ready, b.ready),
-        running: add(a.running, b.running),
-        finished: add(a.finished, b.finished),
-        failed: add(a.failed, b.failed),
-        cancelled: add(a.cancelled, b.cancelled),
-        oldest_ready: a.oldest_ready.max(b.oldest_ready),
     }
 }

@@ -62,13 +62,9 @@ fn totals<'py>(py: Python<'py>, totals: &Totals) -> PyResult<Bound<'py, PyAny>> 
 
 fn counted<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {
     let fields = PyDict::new(py);
-    fields.set_item("blocked", counts.blocked)?;
-    fields.set_item("scheduled", counts.scheduled)?;
-    fields.set_item("ready", counts.ready)?;
-    fields.set_item("running", counts.running)?;
-    fields.set_item("finished", counts.finished)?;
-    fields.set_item("failed", counts.failed)?;
-    fields.set_item("cancelled", counts.cancelled)?;
+    for (state, count) in counts.by_state() {
+        fields.set_item(state.as_str(), count)?;
+    }
     fields.set_item("oldest_ready", counts.oldest_ready)?;
     Ok(fields)
 }

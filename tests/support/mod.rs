@@ -60,15 +60,7 @@ pub fn handed_over(mut reply: SettleReply) -> Leased {
 
 /// The count of one state.
 pub fn count(counts: &Counts, state: State) -> Option<u64> {
-    match state {
-        State::Blocked => counts.blocked,
-        State::Scheduled => counts.scheduled,
-        State::Ready => counts.ready,
-        State::Running => counts.running,
-        State::Finished => counts.finished,
-        State::Failed => counts.failed,
-        State::Cancelled => counts.cancelled,
-    }
+    counts.by_state().into_iter().find(|(of, _)| *of == state).and_then(|(_, count)| count)
 }
 
 /// The operation was refused with this kind of error, and the text names what it is about.

@@ -19,7 +19,7 @@ pub(super) use self::doing::Doing;
 pub(super) use self::enqueuer::{Answer, Batch, Enqueuer, Insert, PATIENCE};
 pub(super) use self::stranded::Stranded;
 pub(super) use self::types::{Types, distinct};
-use crate::backend::{Counts, Token};
+use crate::backend::Token;
 use crate::job::{Failure, JobId};
 
 impl Token {
@@ -36,34 +36,6 @@ impl Token {
     /// The half of a `UUIDv7` that is random.
     fn salt(id: JobId) -> u64 {
         id.as_uuid().as_u64_pair().1
-    }
-}
-
-impl Counts {
-    /// Those of all types together, from those of each.
-    pub(crate) fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
-        let zero = Some(0);
-        let none = Self {
-            blocked: zero,
-            scheduled: zero,
-            ready: zero,
-            running: zero,
-            finished: zero,
-            failed: zero,
-            cancelled: zero,
-            oldest_ready: None,
-        };
-        let add = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a + b);
-        all.fold(none, |total, counts| Self {
-            blocked: add(total.blocked, counts.blocked),
-            scheduled: add(total.scheduled, counts.scheduled),
-            ready: add(total.ready, counts.ready),
-            running: add(total.running, counts.running),
-            finished: add(total.finished, counts.finished),
-            failed: add(total.failed, counts.failed),
-            cancelled: add(total.cancelled, counts.cancelled),
-            oldest_ready: total.oldest_ready.max(counts.oldest_ready),
-        })
     }
 }
 
