@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from dejq._logging import JOB_FIELDS
-from dejq._secrets import is_secret, scrub
+from dejq._secrets import plain, scrub
 
 __all__ = ["JsonFormatter", "TextFormatter"]
 
@@ -70,17 +68,6 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
-        text = json.dumps(_plain(line), ensure_ascii=False)
+        text = json.dumps(plain(line), ensure_ascii=False)
         # A lone surrogate, which no stream can write, becomes the escape that JSON has for it.
         return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can say, without passwords: once it is JSON, quotes and escapes hide where one ends."""
-    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, Mapping):
-        return {scrub(str(key)): "***" if is_secret(str(key)) else _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return scrub(str(value))

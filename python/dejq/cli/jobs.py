@@ -8,10 +8,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, get_args
 
 import dejq
+from dejq._secrets import AsItIs
 from dejq.cli.app import client_of
 from dejq.cli.flags import JSON, STORE, Flag, seconds, switch, verb, whole
 from dejq.cli.looks import Column, show_table
-from dejq.cli.talk import OK, Body, count, say, show, show_json, since, span, visible
+from dejq.cli.talk import OK, count, say, show, show_json, since, span, visible
 from dejq.info import State
 
 # Jobs come with their bodies: so many in a page at first, and so many bytes in one that is large.
@@ -91,7 +92,7 @@ def inspect(given: argparse.Namespace) -> int:
     job = client.get_job(given.id)
     chain = chain_of(client, job)
     if given.json:
-        body = {"body": Body(_decoded(job))} if given.show_body else {}
+        body = {"body": AsItIs(_decoded(job))} if given.show_body else {}
         steps = [{"id": one.id, "position": one.position, "type": one.type, "state": one.state} for one in chain]
         show_json(as_json(job) | {"chain": steps} | body)
         return OK

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import dejq
-from dejq._secrets import scrub
+from dejq._secrets import plain, scrub
 
 OK, FAILED, USAGE, NO_CONNECTION, NO_SCHEMA = range(5)
 
@@ -83,31 +81,11 @@ def show(text: str) -> None:
     print(visible(scrub(text)), flush=True)
 
 
-@dataclass(frozen=True)
-class Body:
-    """Data that somebody has asked for as it is: `show_json` takes no passwords out of it."""
-
-    value: Any
-
-
 def show_json(value: object) -> None:
     """Data for programs: one line of JSON."""
     import json
 
-    print(json.dumps(_without_passwords(value)), flush=True)
-
-
-def _without_passwords(value: object) -> object:
-    """Before it is JSON: what is left of a password after that may be half of an escape."""
-    if isinstance(value, Body):
-        return value.value
-    if isinstance(value, str):
-        return scrub(value)
-    if isinstance(value, dict):
-        return {scrub(key): _without_passwords(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_passwords(item) for item in value]
-    return value
+    print(json.dumps(plain(value)), flush=True)
 
 
 def progress(text: str) -> None:
