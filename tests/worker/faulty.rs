@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -79,8 +78,8 @@ pub struct FaultyBackend {
     planned: Mutex<HashMap<Call, VecDeque<Fault>>>,
     standing: Mutex<HashMap<Call, Fault>>,
     seen: Mutex<Vec<Seen>>,
-    /// Ends that came in a call that panicked or was refused.
-    unstored: AtomicUsize,
+    /// Jobs whose ends came in a call that panicked or was refused, once for each.
+    unstored: Mutex<Vec<JobId>>,
     /// Grows whenever a call arrives or returns.
     moves: watch::Sender<u64>,
     /// Claims ask for these types, whatever the worker wants: a store that cannot filter.
@@ -94,7 +93,7 @@ impl FaultyBackend {
             planned: Mutex::default(),
             standing: Mutex::default(),
             seen: Mutex::default(),
-            unstored: AtomicUsize::new(0),
+            unstored: Mutex::default(),
             moves: watch::Sender::new(0),
             hands_out,
         })
@@ -121,9 +120,9 @@ impl FaultyBackend {
         self.seen.lock().unwrap().iter().filter(|seen| seen.call == call).cloned().collect()
     }
 
-    /// Ends that came in a call that panicked or was refused: their jobs may run again.
-    pub fn unstored(&self) -> usize {
-        self.unstored.load(Ordering::Relaxed)
+    /// How often an end of this job came in a call that panicked or was refused: so often it may run again.
+    pub fn unstored(&self, id: JobId) -> usize {
+        self.unstored.lock().unwrap().iter().filter(|unstored| **unstored == id).count()
     }
 
     pub fn count(&self, call: Call) -> usize {
@@ -156,11 +155,7 @@ impl FaultyBackend {
     ) -> Result<T> {
         self.seen.lock().unwrap().push(Seen { call, at: Instant::now(), jobs });
         self.moves.send_modify(|moves| *moves += 1);
-        let fault = self.fault(call);
-        if call == Call::Settle && matches!(fault, Some(Fault::Panic | Fault::Refuse)) {
-            self.unstored.fetch_add(jobs, Ordering::Relaxed);
-        }
-        let result = match fault {
+        let result = match self.fault(call) {
             None => act.await,
             Some(Fault::Fail) => Err(Error::new(ErrorKind::Unavailable, format!("{call:?}: no answer"))),
             Some(Fault::Refuse) => Err(Error::new(ErrorKind::SchemaMissing, format!("{call:?}: refused"))),
@@ -185,6 +180,18 @@ impl FaultyBackend {
         };
         self.moves.send_modify(|moves| *moves += 1);
         result
+    }
+}
+
+/// Notes ends whose call panics, or is refused for good.
+struct Unstored<'a> {
+    backend: &'a FaultyBackend,
+    done: &'a [Settled],
+}
+
+impl Drop for Unstored<'_> {
+    fn drop(&mut self) {
+        self.backend.unstored.lock().unwrap().extend(self.done.iter().map(|settled| settled.lease.id));
     }
 }
 
@@ -213,7 +220,12 @@ impl Backend for FaultyBackend {
     }
 
     async fn settle(&self, done: &[Settled], next: &HandOff<'_>) -> Result<SettleReply> {
-        self.strike(Call::Settle, done.len(), self.memory.settle(done, next)).await
+        let mut unstored = Unstored { backend: self, done };
+        let reply = self.strike(Call::Settle, done.len(), self.memory.settle(done, next)).await;
+        if reply.as_ref().map_or_else(Error::is_transient, |_| true) {
+            unstored.done = &[];
+        }
+        reply
     }
 
     async fn give_back(&self, leases: &[Lease]) -> Result<()> {
