@@ -12,7 +12,6 @@ use super::counters::count;
 use super::task::{Cancel, Task};
 use super::{Shared, WorkerConfig};
 use crate::backend::{HandOff, Lease, Outcome, Revocation, Settled};
-use crate::error::ErrorKind;
 use crate::job::Failure;
 use crate::log::{self, Verbosity};
 
@@ -152,7 +151,7 @@ async fn give_up(shared: &Shared, mut stuck: Vec<Arc<Task>>) {
     let next = HandOff { worker: shared.id, types: &[], lease: shared.config.lease() };
     match shared.backend.settle(&settled, &next).await {
         Ok(_) => {}
-        Err(error) if *error.kind() == ErrorKind::Unavailable => {
+        Err(error) if error.is_transient() => {
             // They keep their leases, and the next beat finds them again.
             shared.store_error("cancelling stuck jobs", &error, shared.config.heartbeat);
             return;
