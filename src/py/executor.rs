@@ -38,8 +38,7 @@ impl SyncLane {
         let process = Process::current();
         let mut turn = 0;
         loop {
-            let next = self.worker.try_next(self.lane);
-            let task = if let Some(task) = next {
+            let task = if let Some(task) = self.worker.try_next(self.lane) {
                 task
             } else {
                 let Some(task) = py.detach(|| self.worker.wait(self.lane)) else { return };
