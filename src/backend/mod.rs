@@ -217,7 +217,7 @@ impl Counts {
     }
 
     /// Those of all types together, from those of each.
-    pub(crate) fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+    pub fn sum<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
         let zero = Some(0);
         let none = Self {
             blocked: zero,
