@@ -6,15 +6,14 @@ import atexit
 import inspect
 import os
 import queue
-import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from dejq import _logging, _middleware, _native, _threads, _transactions
+from dejq import _logging, _middleware, _native, _signals, _threads, _transactions
 from dejq._middleware import EnqueueMiddleware, Middleware
 from dejq._settings import as_options, find_url, seconds
 from dejq.backoff import Backoff
@@ -372,7 +371,7 @@ class Client:
         Raises:
             ConfigError: As `dequeue_loop`.
         """
-        with _signals(self._stop_asked, lambda: self._native.hurry(0.0)):
+        with _signals.stopping(self._stop_asked, lambda: self._native.hurry(0.0)):
             self.dequeue_loop()
             try:
                 self._wait_for_stop(drain)
@@ -696,30 +695,6 @@ async def _in_thread(function: Callable[..., _T], *args: Any, **kwargs: Any) -> 
     from asyncio import to_thread
 
     return await to_thread(function, *args, **kwargs)
-
-
-@contextmanager
-def _signals(wanted: queue.SimpleQueue[None], hurry: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for the stop, each further one hurries; elsewhere than on the main thread, nothing."""
-    came = False
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
-            hurry()
-        came = True
-        wanted.put(None)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            # `None` was not set from Python, and cannot be set again from here.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 # ---- the end of the process ------------------------------------------------------------------------------

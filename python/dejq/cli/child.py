@@ -16,9 +16,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
 
+from dejq._signals import STOP_SIGNALS
+
 # In the environment: number, and file descriptors of the sockets for words and, if they are wanted, for metrics.
 VARIABLE = "DEJQ_CHILD"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP, NOW = b"s", b"n"
 # The exit code of a child that has reached a limit, for another to take its place.
 REPLACE = 75

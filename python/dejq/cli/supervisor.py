@@ -20,11 +20,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import Any
 
-from dejq import _native
-from dejq.cli.child import NOW, REPLACE, STOP, STOP_SIGNALS, VARIABLE
+from dejq import _native, _signals
+from dejq._signals import STOP_SIGNALS
+from dejq.cli.child import NOW, REPLACE, STOP, VARIABLE
 from dejq.cli.talk import FAILED, NO_CONNECTION, NO_SCHEMA, OK, USAGE, CommandError, count, say
 from dejq.cli.worker import HURRY, summary, up_to
 
@@ -122,18 +122,12 @@ class _Supervisor:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Within it, signals are events. Whatever happens, no process is left behind."""
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            self._events.put(("signal", None, None))
-
-        before = {name: signal.signal(name, handle) for name in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for process in self._running.values():
-                process.popen.kill()
-            for name, handler in before.items():
-                signal.signal(name, signal.SIG_DFL if handler is None else handler)
+        with _signals.taken(lambda: self._events.put(("signal", None, None))):
+            try:
+                yield
+            finally:
+                for process in self._running.values():
+                    process.popen.kill()
 
     def _turn(self) -> None:
         """Waits until something happens or is due, and does what is to be done about it."""

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import dejq
+from dejq import _signals
 from dejq.cli import child, talk
 from dejq.cli.app import load
 from dejq.cli.flags import APP, Flag, log_format, loudness, patience, switch, verb, whole
 from dejq.cli.limits import Limits
 from dejq.cli.talk import FAILED, OK, CommandError, close, count, exit_code, say
-from dejq.client import _signals
 from dejq.logs import JsonFormatter, TextFormatter
 
 # Kubernetes kills after 30 s; five of them are for what comes before and after.
@@ -153,7 +153,7 @@ class _Terminal:
             os.write(sys.stderr.fileno(), f"{talk.worded(HURRY)}\n".encode())
             client._native.hurry(0.0)
 
-        return _signals(client._stop_asked, hurry)
+        return _signals.stopping(client._stop_asked, hurry)
 
     def ready(self, client: dejq.Client) -> None:
         whose = " of this process, which alone has this memory" if client._in_process else ""
