@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -13,18 +13,19 @@ use pyo3::types::{PyList, PyString, PyTuple};
 use super::answers::Answers;
 use super::enqueue::{many_chains, one_chain, tell, with_ids};
 use super::errors::to_py;
-use super::executor::{AsyncLane, SyncLane, Table};
+use super::executor::{AsyncLane, SyncLane};
 use super::handler::{Decoder, PyHandler};
 use super::info;
 use super::job::id_text;
 use super::metrics::{Reporter, serve};
 use super::pending::{job_type, positive};
+use super::registry::{Registry, Started};
 use super::runtime::{Process, handle, wait, wait_aside, wait_for_server};
 use crate::backend::{Backend, DeadLetters, Filter, Guarantees, NewQueue, Options, check_sizes, connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobId, JobType, NewJob};
 use crate::metrics::{self, Source, Wanted};
-use crate::worker::{Backoff, Flavour, HandlerSpec, Handlers, Worker, WorkerConfig};
+use crate::worker::{Backoff, Flavour, HandlerSpec, Worker, WorkerConfig};
 
 /// (initial seconds, factor, maximum seconds, jitter) of `dejq.Backoff`, which has checked them.
 type BackoffParts = (f64, f64, f64, f64);
@@ -45,22 +46,9 @@ pub(super) struct Inner {
     pub(super) config: WorkerConfig,
     is_inline: bool,
     process: Process,
-    registered: Mutex<Registered>,
+    pub(super) registry: Registry,
     is_stopped: AtomicBool,
     metrics: Arc<metrics::Process>,
-}
-
-/// Handlers grow until the worker starts.
-pub(super) struct Registered {
-    pub(super) handlers: Handlers,
-    pub(super) callables: Vec<PyHandler>,
-    pub(super) started: Option<Started>,
-}
-
-#[derive(Clone)]
-pub(super) struct Started {
-    worker: Arc<Worker>,
-    pub(super) table: Table,
 }
 
 impl Drop for Client {
@@ -185,7 +173,7 @@ impl Client {
         };
         let decoder = decoder.map_or(Decoder::Plain, Decoder::Typed);
         let handler = PyHandler { callable, wants, decoder, backend: Arc::clone(&inner.backend) };
-        inner.register(spec, handler).map_err(|error| to_py(py, &error))
+        inner.registry.add(spec, handler).map_err(|error| to_py(py, &error))
     }
 
     /// Puts a callable that takes the job, and runs the handler within its middleware, in the handler's place.
@@ -194,20 +182,19 @@ impl Client {
         let backend = Arc::clone(&inner.backend);
         let enclosed = PyHandler { callable, wants: vec![true], decoder: Decoder::Plain, backend };
         // What was there is dropped after the lock: that may run anything.
-        let replaced = inner.enclose(&job_type(r#type)?, enclosed);
+        let replaced = inner.registry.enclose(&job_type(r#type)?, enclosed);
         replaced.map(drop).map_err(|error| to_py(py, &error))
     }
 
     /// The registered types.
     fn types(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        let inner = self.inner(py)?;
-        Ok(inner.registered().handlers.all().iter().map(|spec| spec.job_type.to_string()).collect())
+        Ok(self.inner(py)?.registry.types())
     }
 
     /// Forgets the handlers of all other types.
     fn keep_handlers(&self, py: Python<'_>, types: Vec<Bound<'_, PyString>>) -> PyResult<()> {
         let types: Vec<JobType> = types.into_iter().map(|name| job_type(&name)).collect::<PyResult<_>>()?;
-        let forgotten = self.open_inner(py)?.keep(&types);
+        let forgotten = self.open_inner(py)?.registry.keep(&types);
         // Without the lock: dropping a function may run anything.
         drop(forgotten);
         Ok(())
@@ -260,19 +247,19 @@ impl Client {
     #[getter]
     fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
         let inner = self.inner(py)?;
-        Ok(inner.worker().is_some_and(|worker| !worker.is_stopping()))
+        Ok(inner.registry.worker().is_some_and(|worker| !worker.is_stopping()))
     }
 
     /// Has the worker nothing in hand?
     #[getter]
     fn is_idle(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.inner(py)?.worker().is_none_or(|worker| worker.in_hand() == 0))
+        Ok(self.inner(py)?.registry.worker().is_none_or(|worker| worker.in_hand() == 0))
     }
 
     /// Waits until the worker takes no more jobs, or for so many seconds; has it come to that? Not for the main thread.
     #[pyo3(signature = (timeout))]
     fn wait_until_stopping(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let Some(worker) = self.inner(py)?.worker() else { return Ok(false) };
+        let Some(worker) = self.inner(py)?.registry.worker() else { return Ok(false) };
         let timeout = timeout.map_or(Duration::MAX, duration);
         wait_aside(py, async move { tokio::time::timeout(timeout, worker.stopping()).await.is_ok() })
     }
@@ -280,7 +267,7 @@ impl Client {
     /// Has the worker made as many handler calls as it was to make?
     #[getter]
     fn is_spent(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.inner(py)?.worker().is_some_and(|worker| worker.is_spent()))
+        Ok(self.inner(py)?.registry.worker().is_some_and(|worker| worker.is_spent()))
     }
 
     /// Has somebody asked for the stop?
@@ -311,7 +298,7 @@ impl Client {
     fn request_stop(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let inner = self.inner(py)?;
         inner.is_stopped.store(true, Ordering::SeqCst);
-        if let Some(worker) = inner.worker() {
+        if let Some(worker) = inner.registry.worker() {
             // At once, for those who ask right after this call.
             worker.request_stop();
             let timeout = timeout.map(duration);
@@ -323,7 +310,7 @@ impl Client {
 
     /// Moves the deadline of a stop that is under way nearer.
     fn hurry(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
-        if let Some(worker) = self.inner(py)?.worker() {
+        if let Some(worker) = self.inner(py)?.registry.worker() {
             worker.hurry(duration(timeout));
         }
         Ok(())
@@ -333,7 +320,7 @@ impl Client {
     fn stop<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
         let inner = self.inner(py)?;
         inner.is_stopped.store(true, Ordering::SeqCst);
-        let report = match inner.worker() {
+        let report = match inner.registry.worker() {
             None => crate::worker::StopReport::default(),
             Some(worker) => {
                 let timeout = timeout.map(duration);
@@ -359,7 +346,7 @@ impl Client {
     /// Counters of the worker since it started.
     fn counted(&self, py: Python<'_>) -> PyResult<HashMap<&'static str, u64>> {
         let inner = self.inner(py)?;
-        Ok(inner.worker().map(|worker| worker.counted().iter().collect()).unwrap_or_default())
+        Ok(inner.registry.worker().map(|worker| worker.counted().iter().collect()).unwrap_or_default())
     }
 
     fn get_job<'py>(&self, py: Python<'py>, id: &str) -> PyResult<Bound<'py, PyAny>> {
@@ -475,27 +462,12 @@ impl Client {
         let Some(inner) = self.inner.as_ref().filter(|inner| inner.process.is_current()) else {
             return Ok(());
         };
-        // Somebody uses it, so it is no garbage.
-        let Ok(registered) = inner.registered.try_lock() else { return Ok(()) };
-        registered.callables.iter().try_for_each(|handler| handler.traverse(&visit))?;
-        match &registered.started {
-            // Shared with the threads of a worker, the handlers are not ours alone.
-            Some(started) if Arc::strong_count(&started.table) == 1 => {
-                started.table.iter().try_for_each(|handler| handler.traverse(&visit))
-            }
-            _ => Ok(()),
-        }
+        inner.registry.traverse(&visit)
     }
 
     fn __clear__(&self) {
         let Some(inner) = self.inner.as_ref().filter(|inner| inner.process.is_current()) else { return };
-        let handlers = {
-            let mut registered = inner.registered();
-            let table = registered.started.as_mut().map(|started| std::mem::take(&mut started.table));
-            (std::mem::take(&mut registered.callables), table)
-        };
-        // Without the lock: dropping a function may run anything.
-        drop(handlers);
+        drop(inner.registry.clear());
     }
 }
 
@@ -517,8 +489,6 @@ impl Client {
         if let Some(parts) = backoff {
             config.backoff = backoff_from(parts);
         }
-        let registered =
-            Mutex::new(Registered { handlers: Handlers::default(), callables: Vec::new(), started: None });
         Ok(Self {
             inner: Some(Inner {
                 metrics: Arc::new(metrics::Process::new(&backend)),
@@ -527,7 +497,7 @@ impl Client {
                 config,
                 is_inline,
                 process: Process::current(),
-                registered,
+                registry: Registry::default(),
                 is_stopped: AtomicBool::new(false),
             }),
         })
@@ -551,15 +521,6 @@ impl Client {
 }
 
 impl Inner {
-    /// Held for moments, and never across Python code.
-    pub(super) fn registered(&self) -> MutexGuard<'_, Registered> {
-        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn worker(&self) -> Option<Arc<Worker>> {
-        self.registered().started.as_ref().map(|started| Arc::clone(&started.worker))
-    }
-
     /// Runs an operation of the store to its end.
     pub(super) fn wait<T: Send>(
         &self,
@@ -576,45 +537,6 @@ impl Inner {
         PyList::new(py, ids.into_iter().map(|id| id_text(py, id)))
     }
 
-    fn register(&self, spec: HandlerSpec, handler: PyHandler) -> Result<()> {
-        let mut registered = self.registered();
-        if registered.started.is_some() {
-            return Err(Error::config(format!(
-                "the handler for {:?} comes too late: dequeue_loop() has started; register all handlers before it",
-                spec.job_type
-            )));
-        }
-        registered.handlers.add(spec)?;
-        registered.callables.push(handler);
-        Ok(())
-    }
-
-    /// Returns the handlers of other types.
-    fn keep(&self, types: &[JobType]) -> Vec<PyHandler> {
-        let mut registered = self.registered();
-        let (handlers, places) = registered.handlers.only(types);
-        registered.handlers = handlers;
-        let all = std::mem::take(&mut registered.callables);
-        let (kept, others): (Vec<_>, Vec<_>) =
-            all.into_iter().enumerate().partition(|(place, _)| places.contains(place));
-        registered.callables = kept.into_iter().map(|(_, handler)| handler).collect();
-        others.into_iter().map(|(_, handler)| handler).collect()
-    }
-
-    /// Exchanges the callable of a registered type; returns the one that was there.
-    fn enclose(&self, job_type: &JobType, handler: PyHandler) -> Result<PyHandler> {
-        let mut registered = self.registered();
-        let index = registered.handlers.find(job_type).map(|index| index as usize);
-        // Once started, the callables have moved on.
-        let Some(place) = index.and_then(|index| registered.callables.get_mut(index)) else {
-            return Err(Error::config(format!(
-                "middleware comes too late for the handler of {job_type:?}: dequeue_loop() has started; register \
-                 all middleware before it"
-            )));
-        };
-        Ok(std::mem::replace(place, handler))
-    }
-
     fn start(&self, workers: Option<NonZeroU32>, max_jobs: Option<u64>) -> Result<Started> {
         if self.is_inline {
             return Err(Error::config(
@@ -622,7 +544,7 @@ impl Inner {
                  leave out inline=true to have real workers",
             ));
         }
-        let mut registered = self.registered();
+        let mut registered = self.registry.lock();
         // Under the lock: a stop from another thread either is seen here, or sees the worker.
         if self.is_stopped.load(Ordering::SeqCst) {
             return Err(stopped());

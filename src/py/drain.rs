@@ -17,8 +17,11 @@ impl Inner {
         scheduled: bool,
         raise: bool,
     ) -> PyResult<u64> {
-        let inline =
-            Inline::new(Arc::clone(&self.backend), self.registered().handlers.clone(), self.config.clone());
+        let inline = Inline::new(
+            Arc::clone(&self.backend),
+            self.registry.lock().handlers.clone(),
+            self.config.clone(),
+        );
         let mut ran = 0;
         let mut first = None;
         loop {
@@ -50,7 +53,7 @@ impl Inner {
 
     fn call(&self, py: Python<'_>, task: &Arc<Task>, run_coroutine: &Bound<'_, PyAny>) -> Called {
         let (callable, is_async) = {
-            let registered = self.registered();
+            let registered = self.registry.lock();
             let index = task.handler as usize;
             let callables =
                 registered.started.as_ref().map_or(&registered.callables, |started| &*started.table);

@@ -18,6 +18,7 @@ mod job;
 mod logging;
 mod metrics;
 mod pending;
+mod registry;
 mod runtime;
 
 use pyo3::prelude::*;
